@@ -1,0 +1,84 @@
+"""Find the family that a model belongs to, and view the model through its neuron sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from pathprune.models import timm_vit
+from pathprune.models.seam import AdaptedModel, UnsupportedModelError
+
+_FAMILIES: tuple[Callable[[nn.Module], AdaptedModel | str], ...] = (timm_vit.match,)
+
+_WRAPPERS = {
+    "DistributedDataParallel": "pass the wrapped model: `model.module`",
+    "DataParallel": "pass the wrapped model: `model.module`",
+    "FullyShardedDataParallel": "adapt the model before it is sharded",
+    "OptimizedModule": "pass the model before torch.compile: `model._orig_mod`",
+    "PeftModel": "merge the adapters first: `model = model.merge_and_unload()`",
+    "ScriptModule": "pass the eager model that was scripted",
+    "GraphModule": "pass the eager model that was traced",
+}
+
+
+def adapt(model: nn.Module) -> AdaptedModel:
+    """View `model` through its neuron sites; the model itself is not changed.
+
+    Raises `UnsupportedModelError` naming what was found and which families are supported.
+    """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"adapt() takes a torch.nn.Module, got {type(model).__name__}")
+    _refuse_wrapped(model)
+    reasons = []
+    for match in _FAMILIES:
+        found = match(model)
+        if not isinstance(found, str):
+            return found
+        reasons.append(found)
+    raise UnsupportedModelError(
+        f"{type(model).__name__} is not supported: {'; '.join(reasons)}. "
+        "Supported: timm VisionTransformer models (ViT, DeiT, distilled DeiT, DeiT-3, DINOv2) with pre-norm sequential "
+        "blocks and a plain fc1-act-fc2 MLP"
+    )
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
+    for cls in type(model).__mro__:
+        if cls.__name__ in _WRAPPERS:
+            raise UnsupportedModelError(f"the model is wrapped in {cls.__name__}; {_WRAPPERS[cls.__name__]}")
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A") or hasattr(module, "lora_down"):
+            raise UnsupportedModelError(
+                f"'{name}' carries LoRA adapters; merge them into the base weights before adapting the model"
+            )
+        kind = type(module)
+        package = kind.__module__
+        if "quantiz" in package.replace(".", " ") or package.startswith(("torch.ao.nn", "bitsandbytes")):
+            raise UnsupportedModelError(
+                f"'{name}' is quantised ({kind.__name__}); prune the float model first and quantise the result"
+            )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Hold `model` in eval mode, with gradients to its parameters off; both are restored on leaving."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        model.eval()
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter."""
+    return next(model.parameters()).device

@@ -1,0 +1,56 @@
+"""The model seam: which neurons a model has, and how to run it in steps around them.
+
+Everything else in the package sees a model through `AdaptedModel`; architecture names appear in `pathprune.models` only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+
+class UnsupportedModelError(ValueError):
+    """The model's structure is not one that pathprune can mine and prune."""
+
+
+@dataclass(frozen=True)
+class NeuronSite:
+    """One MLP hidden layer: neuron `j` is input column `j` of `down` (`[D, W]`, the MLP's down-projection)."""
+
+    name: str
+    block: int
+    down: nn.Linear
+
+    @property
+    def width(self) -> int:
+        return self.down.in_features
+
+
+@runtime_checkable
+class AdaptedModel(Protocol):
+    """A model as a stem, blocks opened and closed around their MLP's hidden rows, and a head.
+
+    `head(h_L)` with `h_0 = stem(images)` and `h_{l+1} = close_block(l, *open_block(l, h_l))` equals `model(images)`.
+    Shapes: images `[B, C, H, W]`, states `h` and `m` `[B, T, D]`, hidden rows `u` `[B, T, W_l]`, logits `[B, K]`.
+    """
+
+    model: nn.Module
+    family: str
+    sites: tuple[NeuronSite, ...]
+    readout: tuple[int, ...]  # token rows that the head reads; empty where it pools over all of them
+    num_classes: int
+
+    def stem(self, images: Tensor) -> Tensor: ...
+
+    def open_block(self, index: int, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Run block `index` up to its MLP's hidden layer: `h` -> what the hidden rows will be added to, hidden rows."""
+
+    def close_block(self, index: int, m: Tensor, u: Tensor) -> Tensor:
+        """Finish block `index` from `open_block`'s results; `u` may have been replaced in between."""
+
+    def head(self, h: Tensor) -> Tensor: ...
+
+    def refresh(self) -> AdaptedModel:
+        """Return the same view of the same model, with sites read again (after surgery)."""

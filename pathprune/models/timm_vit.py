@@ -1,0 +1,88 @@
+"""timm's `VisionTransformer` with pre-norm sequential blocks: ViT, DeiT (also distilled), DeiT-3, DINOv2 …"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from pathprune.models.seam import NeuronSite
+
+_STEM_PARTS = ("patch_embed", "_pos_embed", "patch_drop", "norm_pre")
+_BLOCK_PARTS = ("norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2")
+_MLP_PARTS = ("fc1", "act", "drop1", "norm", "fc2", "drop2")
+
+
+@dataclass(frozen=True)
+class TimmViT:
+    """A timm `VisionTransformer`, in steps; satisfies `AdaptedModel`."""
+
+    model: nn.Module
+    sites: tuple[NeuronSite, ...]
+    readout: tuple[int, ...]
+    num_classes: int
+    family: str = "timm VisionTransformer"
+
+    def stem(self, images: Tensor) -> Tensor:
+        model = self.model
+        return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
+
+    def open_block(self, index: int, h: Tensor) -> tuple[Tensor, Tensor]:
+        block = self.model.blocks[index]
+        m = h + block.drop_path1(block.ls1(block.attn(block.norm1(h))))
+        mlp = block.mlp
+        return m, mlp.norm(mlp.drop1(mlp.act(mlp.fc1(block.norm2(m)))))
+
+    def close_block(self, index: int, m: Tensor, u: Tensor) -> Tensor:
+        block = self.model.blocks[index]
+        return m + block.drop_path2(block.ls2(block.mlp.drop2(block.mlp.fc2(u))))
+
+    def head(self, h: Tensor) -> Tensor:
+        return self.model.forward_head(self.model.norm(h))
+
+    def refresh(self) -> TimmViT:
+        return replace(self, sites=_sites(self.model))
+
+
+def match(model: nn.Module) -> TimmViT | str:
+    """Adapt `model` if it has this family's structure; otherwise say in a few words what differs."""
+    missing = [part for part in (*_STEM_PARTS, "blocks", "norm", "forward_head") if not hasattr(model, part)]
+    if missing:
+        return f"no {', '.join(missing)} as in timm's VisionTransformer"
+    if len(model.blocks) == 0:
+        return "it has no blocks"
+    for index, block in enumerate(model.blocks):
+        difference = _block_difference(block)
+        if difference:
+            return f"blocks.{index} ({type(block).__name__}) {difference}"
+    return TimmViT(model, _sites(model), _readout(model), num_classes=int(model.num_classes))
+
+
+def _block_difference(block: nn.Module) -> str | None:
+    missing = [part for part in _BLOCK_PARTS if not hasattr(block, part)]
+    if missing:
+        return f"has no {', '.join(missing)}, as a pre-norm sequential block has"
+    absent = [part for part in _MLP_PARTS if not hasattr(block.mlp, part)]
+    if absent:
+        return f"has a {type(block.mlp).__name__} with no {', '.join(absent)}"
+    if not (isinstance(block.mlp.fc1, nn.Linear) and isinstance(block.mlp.fc2, nn.Linear)):
+        return f"has a {type(block.mlp).__name__} whose fc1 and fc2 are not plain nn.Linear layers"
+    if block.mlp.fc1.out_features != block.mlp.fc2.in_features:
+        return f"has a gated {type(block.mlp).__name__} (fc1 wider than fc2's input)"
+    if not isinstance(block.mlp.norm, nn.Identity):
+        return f"has a {type(block.mlp).__name__} with a norm between fc1 and fc2"
+    return None
+
+
+def _readout(model: nn.Module) -> tuple[int, ...]:
+    """Token rows that the head reads, class token first; empty where it pools over patch tokens."""
+    if getattr(model, "global_pool", "token") != "token" or getattr(model, "cls_token", None) is None:
+        return ()
+    return (0, 1) if getattr(model, "dist_token", None) is not None else (0,)
+
+
+def _sites(model: nn.Module) -> tuple[NeuronSite, ...]:
+    return tuple(
+        NeuronSite(name=f"blocks.{index}.mlp.fc2", block=index, down=block.mlp.fc2)
+        for index, block in enumerate(model.blocks)
+    )
