@@ -1,0 +1,298 @@
+"""Labelled images: a source -> named splits -> the model's own transform -> loaders.
+
+A *source* is `demo` (embedded), a folder or file of parquet, an image folder, a `datasets.save_to_disk` folder, or the
+name of a data set on the Hugging Face hub. Splits are written as in `datasets`: `train`, `train[:1000]`, `test[50%:]`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import timm.data
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Image, ReadInstruction, Value
+from PIL import Image as PILImage
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+log = logging.getLogger(__name__)
+
+SKIPPED = -1  # label of a row whose image could not be read: it is left out of every count
+Transform = Callable[[PILImage.Image], Tensor]
+
+_COLUMNS = {"image": ("image", "img", "pixel_values", "jpg", "png"), "label": ("label", "labels", "fine_label", "cls")}
+
+
+class DataError(ValueError):
+    """The data cannot be read as asked."""
+
+
+def demo_data_folder() -> Path:
+    """Folder of the embedded CIFAR-10 subset."""
+    return Path(str(resources.files("pathprune"))) / "demo" / "data"
+
+
+@dataclass(frozen=True)
+class LabelledImages(TorchDataset[tuple[Tensor, int]]):
+    """Images and labels of one split; item `i` is `(image [C, H, W], label)`, or zeros and `SKIPPED` if unreadable."""
+
+    split: str
+    rows: Dataset
+    indices: np.ndarray  # positions in the split of the source, in the order of the items
+    image_column: str
+    labels: np.ndarray  # int64, aligned with `indices`
+    class_names: tuple[str, ...]
+    transform: Transform | None = None
+    max_unreadable: float = 0.01
+    unreadable: dict[int, str] = field(default_factory=dict)  # position in the split -> reason; filled while reading
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, item: int) -> tuple[Tensor, int]:
+        assert self.transform is not None, "set a transform with `with_transform` before reading items"
+        position = int(self.indices[item])
+        try:
+            image = _decode(self.rows[position][self.image_column])
+        except (OSError, ValueError, SyntaxError, TypeError) as error:  # what Pillow raises on broken files
+            self._record_unreadable(position, error)
+            return torch.zeros_like(self.transform(PILImage.new("RGB", (8, 8)))), SKIPPED
+        return self.transform(image), int(self.labels[item])
+
+    def with_transform(self, transform: Transform) -> LabelledImages:
+        return replace(self, transform=transform)
+
+    def take(self, items: np.ndarray) -> LabelledImages:
+        """Return the subset made of these items, in this order."""
+        return replace(self, indices=self.indices[items], labels=self.labels[items], unreadable={})
+
+    def content_hashes(self) -> list[bytes]:
+        """Hash of each item's encoded bytes (or decoded pixels where the source keeps no bytes)."""
+        return [_content_hash(self.rows[int(position)][self.image_column]) for position in self.indices]
+
+    def _record_unreadable(self, position: int, error: Exception) -> None:
+        if position not in self.unreadable:
+            self.unreadable[position] = str(error) or type(error).__name__
+            log.warning("split '%s', image %d could not be read and is skipped: %s", self.split, position, error)
+        allowed = max(1, int(self.max_unreadable * len(self)))
+        if len(self.unreadable) > allowed:
+            shown = ", ".join(str(index) for index in sorted(self.unreadable)[:8])
+            raise DataError(
+                f"split '{self.split}': more than {allowed} of {len(self)} images cannot be read (first at {shown}); "
+                "repair the data or raise data.max_unreadable"
+            )
+
+
+def _decode(value: Any) -> PILImage.Image:
+    if isinstance(value, PILImage.Image):
+        return value.convert("RGB")
+    if value is None:
+        raise ValueError("the cell is empty")
+    opened = PILImage.open(io.BytesIO(value["bytes"]) if value.get("bytes") else value["path"])
+    return opened.convert("RGB")
+
+
+def _content_hash(value: Any) -> bytes:
+    if isinstance(value, Mapping):
+        content = value["bytes"] or Path(value["path"]).read_bytes()
+    else:
+        content = repr(value).encode() if value is None else value.tobytes()
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def open_source(source: str, *, config: str | None = None, revision: str | None = None) -> Callable[[str], Dataset]:
+    """Return a function from a split's name (with or without a slice) to its rows.
+
+    Raises `DataError` when the source or, later, the split does not exist.
+    """
+    path = demo_data_folder() if source == "demo" else Path(source).expanduser()
+    if not path.exists():
+        if source.startswith((".", "/", "~")) or path.suffix or source.count("/") > 1:
+            raise DataError(f"data source '{source}' does not exist; give a folder, a parquet file, a hub name or 'demo'")
+        return lambda split: _load(split, source, path=source, name=config, revision=revision)
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        return lambda split: _slice_saved(split, source, datasets.load_from_disk(str(path)))
+    files = _parquet_splits(path)
+    if files:
+        return lambda split: _load(split, source, path="parquet", data_files=files)
+    if path.is_dir():
+        return lambda split: _load(split, source, path="imagefolder", data_dir=str(path))
+    raise DataError(f"data source '{source}' is a {path.suffix or 'file'}, not parquet, an image folder or a hub name")
+
+
+def _parquet_splits(path: Path) -> dict[str, list[str]]:
+    if path.is_file():
+        return {"train": [str(path)]} if path.suffix == ".parquet" else {}
+    splits: dict[str, list[str]] = {}
+    for file in sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")]):
+        splits.setdefault(file.stem.split("-")[0], []).append(str(file))
+    return splits
+
+
+def _load(split: str, source: str, **arguments: Any) -> Dataset:
+    try:
+        return datasets.load_dataset(split=split, **arguments)
+    except (ConnectionError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"data source '{source}' is neither on this machine nor could it be fetched from the hub: {_line(error)}"
+        ) from error
+    except (ValueError, AssertionError, IndexError) as error:
+        raise DataError(f"split '{split}' of data source '{source}' cannot be read: {_line(error)}") from error
+
+
+def _slice_saved(split: str, source: str, saved: Dataset | DatasetDict) -> Dataset:
+    splits = saved if isinstance(saved, DatasetDict) else {"train": saved}
+    name = split.partition("[")[0]
+    if name not in splits:
+        raise DataError(f"split '{name}' is not in data source '{source}', which has {', '.join(splits)}")
+    bounds = ReadInstruction.from_spec(split).to_absolute({key: len(rows) for key, rows in splits.items()})[0]
+    return splits[name].select(range(bounds.from_ or 0, len(splits[name]) if bounds.to is None else bounds.to))
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def read_split(
+    load: Callable[[str], Dataset],
+    split: str,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    max_unreadable: float = 0.01,
+) -> LabelledImages:
+    """Read one split's labels; images stay on disk until an item is asked for."""
+    rows = load(split)
+    if len(rows) == 0:
+        raise DataError(f"split '{split}' has no images")
+    image_column = _column(rows, "image", image_column)
+    label_column = _column(rows, "label", label_column)
+    labels, names = _labels(rows, label_column)
+    if isinstance(rows.features[image_column], Image):
+        rows = rows.cast_column(image_column, Image(decode=False))  # decoded here, where a broken file can be skipped
+    return LabelledImages(split, rows, np.arange(len(rows)), image_column, labels, names, max_unreadable=max_unreadable)
+
+
+def _column(rows: Dataset, kind: str, asked: str | None) -> str:
+    for name in [asked] if asked else _COLUMNS[kind]:
+        if name in rows.column_names:
+            return name
+    wanted = f"'{asked}'" if asked else f"named like {', '.join(_COLUMNS[kind])}"
+    raise DataError(f"no {kind} column {wanted}; columns: {', '.join(rows.column_names)}; set data.{kind}_column")
+
+
+def _labels(rows: Dataset, column: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    feature, values = rows.features[column], rows[column][:]
+    if isinstance(feature, ClassLabel):
+        return np.asarray(values, dtype=np.int64), tuple(feature.names)
+    if isinstance(feature, Value) and feature.dtype.endswith("string"):
+        names = sorted(set(values))
+        return np.asarray([names.index(value) for value in values], dtype=np.int64), tuple(names)
+    if isinstance(feature, Value) and "int" in feature.dtype:
+        labels = np.asarray(values, dtype=np.int64)
+        return labels, tuple(str(index) for index in range(int(labels.max()) + 1))
+    raise DataError(f"label column '{column}' holds {feature}; integers, class labels or strings are supported")
+
+
+def check_labels(images: LabelledImages, *, num_classes: int) -> None:
+    """Refuse labels that the model's head cannot predict."""
+    wrong = np.flatnonzero((images.labels < 0) | (images.labels >= num_classes))
+    if len(wrong):
+        raise DataError(
+            f"split '{images.split}': label {images.labels[wrong[0]]} of image {images.indices[wrong[0]]} is out of "
+            f"range: the model has {num_classes} classes (0 to {num_classes - 1}); check the data set or model.num_classes"
+        )
+
+
+def sample_balanced(images: LabelledImages, *, num_images: int | None, seed: int) -> LabelledImages:
+    """Take `num_images` at random, spread evenly over the classes as far as each has enough; None takes all."""
+    if num_images is None or num_images >= len(images):
+        return images
+    if num_images < 1:
+        raise DataError(f"num_images is {num_images}; give a positive number, or null for all {len(images)}")
+    shuffled = np.random.default_rng(seed).permutation(len(images))
+    labels = images.labels[shuffled]
+    turn = np.empty(len(images), dtype=np.int64)  # the n-th image of its class goes in round n
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        turn[members] = np.arange(len(members))
+    return images.take(shuffled[np.argsort(turn, kind="stable")[:num_images]])
+
+
+def refuse_overlap(evaluation: LabelledImages, others: Mapping[str, LabelledImages]) -> None:
+    """Refuse data in which an evaluation image is also mined, calibrated or trained on (compared by content)."""
+    hashes = set(evaluation.content_hashes())
+    for use, images in others.items():
+        shared = sum(digest in hashes for digest in images.content_hashes())
+        if shared:
+            raise DataError(
+                f"{shared} of the {len(images)} images used to {use} (split '{images.split}') are also evaluated on "
+                f"(split '{evaluation.split}'); accuracy on them would not be honest: choose disjoint splits"
+            )
+
+
+def evaluation_transform(data_config: Mapping[str, Any]) -> Transform:
+    """timm's evaluation transform for a model's data config: image -> normalised `[C, H, W]`."""
+    return timm.data.create_transform(**data_config, is_training=False)  # type: ignore[no-any-return]
+
+
+def make_loader(
+    images: LabelledImages,
+    *,
+    batch_size: int,
+    shuffle: bool = False,
+    drop_last: bool = False,
+    num_workers: int = 0,
+    seed: int = 0,
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Batches of `(images [B, C, H, W], labels int64 [B])`; unreadable images are rows labelled `SKIPPED`."""
+    return DataLoader(
+        images,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        drop_last=drop_last,
+        num_workers=num_workers,
+        generator=torch.Generator().manual_seed(seed),
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+@dataclass(frozen=True)
+class ReadableBatches:
+    """Re-iterable batches of a loader without the rows of unreadable images."""
+
+    loader: DataLoader[tuple[Tensor, Tensor]]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in self.loader:
+            readable = labels != SKIPPED
+            if readable.all():
+                yield images, labels
+            elif readable.any():
+                yield images[readable], labels[readable]
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+
+def class_indices(classes: Sequence[str | int], class_names: Sequence[str]) -> list[int]:
+    """Turn class names or indices into indices; unknown ones are refused."""
+    indices = []
+    for wanted in classes:
+        if isinstance(wanted, int) and 0 <= wanted < len(class_names):
+            indices.append(wanted)
+        elif wanted in class_names:
+            indices.append(list(class_names).index(str(wanted)))
+        else:
+            raise DataError(f"unknown class {wanted!r}; choose from {', '.join(class_names[:20])} or 0 to {len(class_names) - 1}")
+    return indices

@@ -1,0 +1,44 @@
+"""Progress bars with images per second and time left; silent where nobody watches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from torch import Tensor
+
+console = Console(stderr=True)
+
+
+class _ImagesPerSecond(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.1f} images/s", style="progress.data.speed")
+
+
+def image_progress(*, disable: bool = False) -> Progress:
+    """A progress display counted in images, on standard error."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _ImagesPerSecond(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        transient=True,
+        disable=disable or not console.is_terminal,
+    )
+
+
+def track_batches(
+    batches: Iterable[tuple[Tensor, Tensor]], description: str, *, num_images: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches while a bar shows how many of `num_images` have been worked on."""
+    with image_progress() as progress:
+        task = progress.add_task(description, total=num_images, note="")
+        for images, labels in batches:
+            yield images, labels
+            progress.advance(task, len(labels))
