@@ -1,0 +1,1 @@
+"""Evaluate models: accuracy with intervals, agreement, cost, latency."""
