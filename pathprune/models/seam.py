@@ -36,11 +36,21 @@ class AdaptedModel(Protocol):
     Shapes: images `[B, C, H, W]`, states `h` and `m` `[B, T, D]`, hidden rows `u` `[B, T, W_l]`, logits `[B, K]`.
     """
 
-    model: nn.Module
-    family: str
-    sites: tuple[NeuronSite, ...]
-    readout: tuple[int, ...]  # token rows that the head reads; empty where it pools over all of them
-    num_classes: int
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def family(self) -> str: ...
+
+    @property
+    def sites(self) -> tuple[NeuronSite, ...]: ...
+
+    @property
+    def readout(self) -> tuple[int, ...]:
+        """Token rows that the head reads; empty where it pools over all of them."""
+
+    @property
+    def num_classes(self) -> int: ...
 
     def stem(self, images: Tensor) -> Tensor: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ _MLP_PARTS = ("fc1", "act", "drop1", "norm", "fc2", "drop2")
 class TimmViT:
     """A timm `VisionTransformer`, in steps; satisfies `AdaptedModel`."""
 
-    model: nn.Module
+    model: Any  # nn.Module; which parts it has is what `match` finds out
     sites: tuple[NeuronSite, ...]
     readout: tuple[int, ...]
     num_classes: int
@@ -25,7 +26,8 @@ class TimmViT:
 
     def stem(self, images: Tensor) -> Tensor:
         model = self.model
-        return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
+        h: Tensor = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
+        return h
 
     def open_block(self, index: int, h: Tensor) -> tuple[Tensor, Tensor]:
         block = self.model.blocks[index]
@@ -35,16 +37,18 @@ class TimmViT:
 
     def close_block(self, index: int, m: Tensor, u: Tensor) -> Tensor:
         block = self.model.blocks[index]
-        return m + block.drop_path2(block.ls2(block.mlp.drop2(block.mlp.fc2(u))))
+        h: Tensor = m + block.drop_path2(block.ls2(block.mlp.drop2(block.mlp.fc2(u))))
+        return h
 
     def head(self, h: Tensor) -> Tensor:
-        return self.model.forward_head(self.model.norm(h))
+        logits: Tensor = self.model.forward_head(self.model.norm(h))
+        return logits
 
     def refresh(self) -> TimmViT:
         return replace(self, sites=_sites(self.model))
 
 
-def match(model: nn.Module) -> TimmViT | str:
+def match(model: Any) -> TimmViT | str:
     """Adapt `model` if it has this family's structure; otherwise say in a few words what differs."""
     missing = [part for part in (*_STEM_PARTS, "blocks", "norm", "forward_head") if not hasattr(model, part)]
     if missing:
@@ -58,7 +62,7 @@ def match(model: nn.Module) -> TimmViT | str:
     return TimmViT(model, _sites(model), _readout(model), num_classes=int(model.num_classes))
 
 
-def _block_difference(block: nn.Module) -> str | None:
+def _block_difference(block: Any) -> str | None:
     missing = [part for part in _BLOCK_PARTS if not hasattr(block, part)]
     if missing:
         return f"has no {', '.join(missing)}, as a pre-norm sequential block has"
@@ -74,14 +78,14 @@ def _block_difference(block: nn.Module) -> str | None:
     return None
 
 
-def _readout(model: nn.Module) -> tuple[int, ...]:
+def _readout(model: Any) -> tuple[int, ...]:
     """Token rows that the head reads, class token first; empty where it pools over patch tokens."""
     if getattr(model, "global_pool", "token") != "token" or getattr(model, "cls_token", None) is None:
         return ()
     return (0, 1) if getattr(model, "dist_token", None) is not None else (0,)
 
 
-def _sites(model: nn.Module) -> tuple[NeuronSite, ...]:
+def _sites(model: Any) -> tuple[NeuronSite, ...]:
     return tuple(
         NeuronSite(name=f"blocks.{index}.mlp.fc2", block=index, down=block.mlp.fc2)
         for index, block in enumerate(model.blocks)
