@@ -1,0 +1,27 @@
+"""Plans of what to keep, and the narrower models they lead to."""
+
+from pathprune.pruning.compensation import (
+    Compensation,
+    MeanShift,
+    NoCompensation,
+    list_compensations,
+    parse_compensation,
+)
+from pathprune.pruning.masking import masked
+from pathprune.pruning.plan import PlanRow, PrunePlan, make_plan
+from pathprune.pruning.removal import prune
+from pathprune.pruning.surgery import apply_plan
+
+__all__ = [
+    "Compensation",
+    "MeanShift",
+    "NoCompensation",
+    "PlanRow",
+    "PrunePlan",
+    "apply_plan",
+    "list_compensations",
+    "make_plan",
+    "masked",
+    "parse_compensation",
+    "prune",
+]

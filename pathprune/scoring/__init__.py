@@ -1,0 +1,55 @@
+"""Scores per neuron, from neuron paths, calibration statistics, or torch-pruning's own importances."""
+
+from pathprune.scoring.criteria import (
+    Criterion,
+    ScoringContext,
+    get_criterion,
+    list_criteria,
+    parse_criterion,
+    register,
+    score,
+)
+from pathprune.scoring.path_criteria import PathClassCriterion, PathCriterion
+from pathprune.scoring.plain_criteria import Random, Variance, VarianceWeighted
+from pathprune.scoring.scores import Scores, checked_scores
+from pathprune.scoring.statistics import ActivationStatistics, Moments, collect_statistics
+from pathprune.scoring.torch_pruning_bridge import (
+    Fpgm,
+    Hessian,
+    Lamp,
+    MagnitudeL1,
+    MagnitudeL2,
+    ScoresImportance,
+    Taylor,
+    gradient_importance_scores,
+    importance_scores,
+)
+
+__all__ = [
+    "ActivationStatistics",
+    "Criterion",
+    "Fpgm",
+    "Hessian",
+    "Lamp",
+    "MagnitudeL1",
+    "MagnitudeL2",
+    "Moments",
+    "PathClassCriterion",
+    "PathCriterion",
+    "Random",
+    "Scores",
+    "ScoresImportance",
+    "ScoringContext",
+    "Taylor",
+    "Variance",
+    "VarianceWeighted",
+    "checked_scores",
+    "collect_statistics",
+    "get_criterion",
+    "gradient_importance_scores",
+    "importance_scores",
+    "list_criteria",
+    "parse_criterion",
+    "register",
+    "score",
+]

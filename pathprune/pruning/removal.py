@@ -1,0 +1,37 @@
+"""Remove neurons by a plan and make up for them, in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from pathprune.models.seam import AdaptedModel
+from pathprune.pruning.compensation import Compensation, parse_compensation
+from pathprune.pruning.plan import PrunePlan
+from pathprune.pruning.surgery import apply_plan
+from pathprune.scoring.statistics import ActivationStatistics
+
+
+def prune(
+    adapted: AdaptedModel,
+    *,
+    plan: PrunePlan,
+    compensation: str | Mapping[str, Any] | Compensation = "none",
+    statistics: ActivationStatistics | None = None,
+    example_images: Tensor | None = None,
+) -> AdaptedModel:
+    """A narrower copy of the model, by `plan`; the model at hand is not changed.
+
+    `compensation` is a registered name (`none`, `mean`) or a mapping with its name and options; `statistics` are those
+    of the dense model, which `mean` needs. Raises ValueError if the plan or the statistics are of another model.
+    """
+    compensate = parse_compensation(compensation)
+    if compensate.needs_statistics:
+        if statistics is None:
+            raise ValueError(f"compensation {compensate.name!r} needs activation statistics; see collect_statistics")
+        statistics.check(adapted.sites)
+    pruned = apply_plan(adapted, plan=plan, example_images=example_images)
+    compensate(pruned, adapted, plan=plan, statistics=statistics)
+    return pruned

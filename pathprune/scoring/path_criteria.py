@@ -1,0 +1,133 @@
+"""Neuron paths -> one importance per neuron: per-class means, reduced over classes."""
+
+# K classes of the statistics, C classes that are weighed, W neurons of a site
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pathprune.mining.paths import ClassStats
+from pathprune.models.seam import AdaptedModel
+from pathprune.scoring.criteria import Criterion, ScoringContext, Tokens, register
+from pathprune.scoring.scores import Scores
+
+_LOGGER = logging.getLogger(__name__)
+
+ClassKey = int | str
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+_TIE_DECIMALS = 9  # counts closer than this differ by rounding only
+
+
+@register("path")
+class PathCriterion(Criterion):
+    """Influence along neuron paths (arXiv 2503.09046), every token clamped when mining: what removal does.
+
+    - importance: `mass`, the neuron's own attribution as a share of its layer's; `count`, how often it is on the path,
+      ties broken by mass; `published-mass`, the share of the published score, for comparison.
+    - reduce: over classes: `mean`, or `max` (a neuron that any class needs stays).
+    - classes: the classes that matter, by index or name; null: all. A class without images that is named here is an
+      error; otherwise it is left out with a warning.
+    - class_weights: weights of single classes, by index or name; the others weigh 1.
+    """
+
+    tokens: Tokens = "all"
+    importance: Literal["mass", "count", "published-mass"] = "mass"
+    reduce: Literal["mean", "max"] = "mean"
+    classes: tuple[ClassKey, ...] | None = None
+    class_weights: dict[ClassKey, Weight] = Field(default_factory=dict)
+
+    @property
+    def needs_mining(self) -> Tokens:
+        return self.tokens
+
+    def __call__(self, context: ScoringContext) -> Scores:
+        stats = context.mined[self.tokens]
+        _check_sites(stats, context.adapted)
+        weight_K = self._class_weights(stats)
+        if self.importance == "count":
+            scores = _break_ties(self._reduced(stats, "count", weight_K), by=self._reduced(stats, "mass", weight_K))
+        else:
+            scores = self._reduced(stats, self.importance, weight_K)
+        return dict(zip(stats.site_names, scores, strict=True))
+
+    def _class_weights(self, stats: ClassStats) -> Tensor:
+        """One weight per class of the statistics, 0 for those that are left out: `[K]`."""
+        named = range(len(stats.class_names)) if self.classes is None else _indices(self.classes, stats)
+        weight_K = torch.zeros(len(stats.class_names), dtype=torch.float64)
+        weight_K[list(named)] = 1.0
+        for index, weight in zip(_indices(self.class_weights, stats), self.class_weights.values(), strict=True):
+            if weight_K[index] == 0:
+                raise ValueError(f"class_weights weighs {_name(index, stats)}, which is not among `classes`")
+            weight_K[index] = weight
+        empty = [index for index in stats.empty_classes if weight_K[index] > 0]
+        asked = [index for index in empty if self.classes is not None or index in _indices(self.class_weights, stats)]
+        if asked:
+            names = ", ".join(_name(index, stats) for index in asked)
+            raise ValueError(f"no images of {names} were mined; mine some, or leave the class out")
+        if empty:
+            names = ", ".join(_name(index, stats) for index in empty[:5]) + (" …" if len(empty) > 5 else "")
+            _LOGGER.warning("no images were mined of %d classes, left out of the scores: %s", len(empty), names)
+        weight_K[empty] = 0.0
+        if weight_K.sum() == 0:
+            raise ValueError("no class is left to score by: all are without images, or weigh 0")
+        return weight_K
+
+    def _reduced(self, stats: ClassStats, kind: str, weight_K: Tensor) -> list[Tensor]:
+        weighed = weight_K > 0
+        weight_C1 = weight_K[weighed, None]
+        weighted = [weight_C1 * mean_KW[weighed] for mean_KW in stats.means(kind)]
+        if self.reduce == "max":
+            return [layer_CW.amax(0) for layer_CW in weighted]
+        return [layer_CW.sum(0) / weight_C1.sum() for layer_CW in weighted]
+
+
+@register("path-class")
+class PathClassCriterion(PathCriterion):
+    """The paper's reading: as `path`, with the class token's row alone clamped when mining."""
+
+    tokens: Literal["class"] = "class"
+
+
+def _break_ties(counts: list[Tensor], *, by: list[Tensor]) -> list[Tensor]:
+    """Order by count, then by mass, as one number: mass is scaled to less than the smallest step between counts."""
+    rounded = [count_W.round(decimals=_TIE_DECIMALS) for count_W in counts]
+    steps = torch.cat(rounded).sort().values.diff()
+    step = float(steps[steps > 0].min()) if steps.any() else 1.0
+    most = max(float(mass_W.max()) for mass_W in by)
+    scale = step / (2 * most) if most > 0 else 0.0
+    return [count_W + scale * mass_W for count_W, mass_W in zip(rounded, by, strict=True)]
+
+
+def _indices(keys: tuple[ClassKey, ...] | dict[ClassKey, float], stats: ClassStats) -> list[int]:
+    """Class indices of indices and names; raises ValueError for one that does not exist, or is given twice."""
+    names = stats.class_names
+    found: list[int] = []
+    for key in keys:
+        if isinstance(key, str):
+            if names.count(key) != 1:
+                problem = "is the name of several classes; give its index" if key in names else "does not exist"
+                raise ValueError(f"class {key!r} {problem}; classes are 0 … {len(names) - 1}: {', '.join(names[:10])}")
+            key = names.index(key)
+        if not 0 <= key < len(names):
+            raise ValueError(f"class {key} does not exist; classes are 0 … {len(names) - 1}")
+        if key in found:
+            raise ValueError(f"{_name(key, stats)} is given twice")
+        found.append(key)
+    return found
+
+
+def _name(index: int, stats: ClassStats) -> str:
+    return f"class {index} ({stats.class_names[index]})"
+
+
+def _check_sites(stats: ClassStats, adapted: AdaptedModel) -> None:
+    mined = {name: count.shape[1] for name, count in zip(stats.site_names, stats.count, strict=True)}
+    present = {site.name: site.width for site in adapted.sites}
+    if mined != present:
+        raise ValueError(f"paths were mined on neurons {mined}, the model has {present}; mine this model")

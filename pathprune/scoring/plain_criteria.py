@@ -1,0 +1,50 @@
+"""Criteria that need no gradients and no paths: activation variance, and chance."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from pathprune.scoring.criteria import Criterion, ScoringContext, register
+from pathprune.scoring.scores import Scores
+
+
+@register("variance")
+class Variance(Criterion):
+    """Variance of the neuron's activation over all tokens of the calibration images.
+
+    What a neuron's mean contributes can be made up for by a bias (see the compensation `mean`), its variance cannot.
+    """
+
+    needs_statistics: ClassVar[bool] = True
+
+    def __call__(self, context: ScoringContext) -> Scores:
+        assert context.statistics is not None, "score() checks what a criterion needs"
+        return {site.name: context.statistics.sites[site.name].variance for site in context.adapted.sites}
+
+
+@register("variance-weighted")
+class VarianceWeighted(Variance):
+    """Variance that the neuron adds to the MLP's output: that of its activation times its column's squared norm."""
+
+    def __call__(self, context: ScoringContext) -> Scores:
+        variance = super().__call__(context)
+        return {
+            site.name: variance[site.name] * site.down.weight.detach().cpu().double().square().sum(0)
+            for site in context.adapted.sites
+        }
+
+
+@register("random")
+class Random(Criterion):
+    """Uniform random scores from the context's seed, the same on every device."""
+
+    stochastic: ClassVar[bool] = True
+
+    def __call__(self, context: ScoringContext) -> Scores:
+        generator = torch.Generator().manual_seed(context.seed)
+        return {
+            site.name: torch.rand(site.width, generator=generator, dtype=torch.float64)
+            for site in context.adapted.sites
+        }

@@ -1,0 +1,136 @@
+"""Calibration statistics of the hidden rows, one pass over the images.
+
+A hidden row is what one token brings to a site's `down`: `[W_l]`. Every token of every image is one row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pathprune.models.adapt import evaluating
+from pathprune.models.seam import AdaptedModel, NeuronSite
+
+_SCHEMA_VERSION = 1
+_CHUNK_ROWS = 8192  # rows turned to float64 at a time, to bound the memory
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and population variance, both `[W]` float64 on the CPU, of `num_rows` rows."""
+
+    num_rows: int
+    mean: Tensor
+    variance: Tensor
+
+    def merge(self, other: Moments) -> Moments:
+        """The moments of both sets of rows together (Chan, Golub & LeVeque, 1983)."""
+        total = self.num_rows + other.num_rows
+        share = other.num_rows / total
+        step = other.mean - self.mean
+        spread = (1 - share) * self.variance + share * other.variance
+        return Moments(total, self.mean + share * step, spread + share * (1 - share) * step.square())
+
+    @classmethod
+    def of(cls, rows: Tensor) -> Moments:
+        """The moments of `rows` `[N, W]`, in float64 where the device has it."""
+        rows = rows.cpu() if rows.device.type == "mps" else rows  # MPS has no float64
+        variance, mean = torch.var_mean(rows.to(torch.float64), dim=0, correction=0)
+        return cls(len(rows), mean.cpu(), variance.cpu())
+
+
+@dataclass(frozen=True)
+class ActivationStatistics:
+    """The moments of every site's hidden rows, by site name."""
+
+    sites: Mapping[str, Moments]
+
+    def check(self, sites: Sequence[NeuronSite]) -> None:
+        """Raise ValueError unless these are statistics of such sites."""
+        for site in sites:
+            if site.name not in self.sites:
+                raise ValueError(f"no activation statistics for {site.name}; collect them on this model")
+            width = len(self.sites[site.name].mean)
+            if width != site.width:
+                raise ValueError(
+                    f"the activation statistics of {site.name} are of {width} neurons, the site has {site.width}; "
+                    "collect them on this model"
+                )
+
+    def save(self, path: Path | str) -> None:
+        """Write `<site>.mean` and `<site>.variance`, and the counts of rows in the metadata, as safetensors."""
+        tensors = {
+            f"{name}.{field}": getattr(moments, field).contiguous()
+            for name, moments in self.sites.items()
+            for field in ("mean", "variance")
+        }
+        num_rows = {name: moments.num_rows for name, moments in self.sites.items()}
+        save_file(tensors, path, {"pathprune": json.dumps({"schema": _SCHEMA_VERSION, "num_rows": num_rows})})
+
+    @classmethod
+    def load(cls, path: Path | str) -> ActivationStatistics:
+        """Read what `save` wrote."""
+        with safe_open(path, framework="pt") as file:
+            described = json.loads((file.metadata() or {}).get("pathprune", "{}"))
+            if described.get("schema") != _SCHEMA_VERSION or "num_rows" not in described:
+                raise ValueError(f"{path} holds no activation statistics of schema version {_SCHEMA_VERSION}")
+            return cls(
+                {
+                    name: Moments(rows, file.get_tensor(f"{name}.mean"), file.get_tensor(f"{name}.variance"))
+                    for name, rows in described["num_rows"].items()
+                }
+            )
+
+
+def collect_statistics(adapted: AdaptedModel, batches: Iterable[tuple[Tensor, Any]]) -> ActivationStatistics:
+    """Run the model once over `batches` of `(images [B, C, H, W], labels)` and gather every site's moments.
+
+    Raises ValueError if there are no images, or naming the first block whose hidden rows are NaN or infinite.
+    """
+    parameter = next(adapted.model.parameters())
+    with evaluating(adapted.model), torch.no_grad(), _gathering(adapted.sites) as gathered:
+        for images, _ in batches:
+            adapted.model(images.to(parameter))
+    if not gathered:
+        raise ValueError("activation statistics need at least one image; there are no calibration batches")
+    return ActivationStatistics(gathered)
+
+
+@contextmanager
+def _gathering(sites: Sequence[NeuronSite]) -> Iterator[dict[str, Moments]]:
+    """While open, every forward adds its hidden rows to the yielded moments."""
+    gathered: dict[str, Moments] = {}
+
+    def gather(site: NeuronSite, hidden: Tensor) -> None:
+        rows = hidden.flatten(0, -2)
+        for start in range(0, len(rows), _CHUNK_ROWS):
+            moments = Moments.of(rows[start : start + _CHUNK_ROWS])
+            if not moments.mean.isfinite().all():
+                raise ValueError(
+                    f"block {site.block}: the MLP's hidden activations ({site.name}) are NaN or infinite; check the "
+                    "images' normalisation, or run the model in float32"
+                )
+            known = gathered.get(site.name)
+            gathered[site.name] = moments if known is None else known.merge(moments)
+
+    def hook_for(site: NeuronSite) -> Any:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            gather(site, args[0])
+
+        return hook
+
+    handles = [site.down.register_forward_pre_hook(hook_for(site)) for site in sites]
+    try:
+        yield gathered
+    finally:
+        for handle in handles:
+            handle.remove()
