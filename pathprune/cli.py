@@ -1,0 +1,200 @@
+"""The `pathprune` command."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.syntax import Syntax
+from rich.table import Table
+
+from pathprune import __version__
+from pathprune.progress import console as error_console
+
+app = typer.Typer(
+    name="pathprune",
+    help="Prune the MLP neurons of Vision Transformers, guided by neuron paths (arXiv 2503.09046).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+recipes_app = typer.Typer(help="The recipes that come with pathprune.", no_args_is_help=True)
+app.add_typer(recipes_app, name="recipes")
+console = Console()
+
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe's YAML file, or the name of a shipped recipe.")]
+OverridesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides such as prune.ratio=0.7")
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Take over a run folder that holds another recipe's results.")
+]
+
+
+def _version(show: bool) -> None:
+    if show:
+        console.print(f"pathprune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log more, and show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=error_console, show_path=False, show_time=False)],
+        force=True,
+    )
+    logging.getLogger("pathprune").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+@app.command()
+def run(recipe: RecipeArgument, overrides: OverridesArgument = None, overwrite: OverwriteOption = False) -> None:
+    """Mine, score, prune and evaluate; print the comparison. What is done already is not done again."""
+    from pathprune.pipeline import run_recipe
+    from pathprune.recipe import load_recipe
+    from pathprune.report.tables import comparison_table, verdicts
+
+    result = run_recipe(load_recipe(recipe, overrides or ()), overwrite=overwrite)
+    if result.is_main_process:
+        console.print(comparison_table(result.metrics))
+        for line in verdicts(result.metrics, result.evaluations):
+            console.print(line)
+        console.print(f"Results: {result.folder}", soft_wrap=True)
+
+
+@app.command()
+def mine(recipe: RecipeArgument, overrides: OverridesArgument = None, overwrite: OverwriteOption = False) -> None:
+    """Locate the neuron path of each image and aggregate the paths per class."""
+    from pathprune.pipeline import mine_recipe
+    from pathprune.recipe import load_recipe
+
+    for file in mine_recipe(load_recipe(recipe, overrides or ()), overwrite=overwrite):
+        console.print(str(file), soft_wrap=True)
+
+
+@app.command()
+def prune(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    overwrite: OverwriteOption = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be removed; save no model.")] = False,
+) -> None:
+    """Score, plan and prune; save the pruned checkpoints without evaluating them."""
+    from pathprune.pipeline import plan_recipe, prune_recipe
+    from pathprune.recipe import load_recipe
+    from pathprune.report.tables import plan_table
+
+    loaded = load_recipe(recipe, overrides or ())
+    if dry_run:
+        for label, plan in plan_recipe(loaded, overwrite=overwrite).items():
+            console.print(plan_table(label, plan))
+        return
+    for folder in prune_recipe(loaded, overwrite=overwrite):
+        console.print(str(folder), soft_wrap=True)
+
+
+@app.command(name="eval")
+def evaluate(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
+    """Evaluate the recipe's model on its evaluation split; point model.name at a pruned checkpoint to check it."""
+    from pathprune.pipeline import evaluate_recipe
+    from pathprune.recipe import load_recipe
+    from pathprune.report.tables import comparison_table
+
+    console.print(comparison_table([evaluate_recipe(load_recipe(recipe, overrides or ()))]))
+
+
+@app.command()
+def finetune(recipe: RecipeArgument, overrides: OverridesArgument = None, overwrite: OverwriteOption = False) -> None:
+    """Train the recipe's model on its training split; goes on where an interrupted run stopped."""
+    from pathprune.pipeline import finetune_recipe
+    from pathprune.recipe import load_recipe
+    from pathprune.report.tables import comparison_table
+
+    result = finetune_recipe(load_recipe(recipe, overrides or ()), overwrite=overwrite)
+    if result.is_main_process:
+        console.print(comparison_table(result.metrics))
+        console.print(f"Model: {result.folder / 'model'}", soft_wrap=True)
+
+
+@recipes_app.command("list")
+def list_recipes() -> None:
+    """Names of the shipped recipes, with what each is for."""
+    from pathprune.recipe import shipped_recipes
+
+    table = Table("recipe", "what it does", box=None)
+    for name, file in shipped_recipes().items():
+        table.add_row(name, file.read_text(encoding="utf-8").splitlines()[0].lstrip("# "))
+    console.print(table)
+
+
+@recipes_app.command("show")
+def show_recipe(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
+    """Print a recipe with every default filled in."""
+    from pathprune.recipe import load_recipe
+
+    text = load_recipe(recipe, overrides or ()).to_yaml()
+    if console.is_terminal:
+        console.print(Syntax(text, "yaml", background_color="default"))
+    else:
+        sys.stdout.write(text)
+
+
+@recipes_app.command("validate")
+def validate_recipe(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
+    """Check a recipe's keys and values without running it."""
+    from pathprune.recipe import load_recipe
+
+    load_recipe(recipe, overrides or ())
+    console.print(f"{recipe}: valid")
+
+
+@recipes_app.command("copy")
+def copy_recipe(
+    name: Annotated[str, typer.Argument(help="A shipped recipe.")],
+    target: Annotated[Path, typer.Argument(help="File to write.")],
+) -> None:
+    """Copy a shipped recipe to a file of your own."""
+    from pathprune.recipe import RecipeError, shipped_recipes
+
+    if name not in shipped_recipes():
+        raise RecipeError(f"no shipped recipe is called '{name}'; choose from {', '.join(shipped_recipes())}")
+    if target.exists():
+        raise RecipeError(f"{target} exists; choose another file")
+    shutil.copyfile(shipped_recipes()[name], target)
+    console.print(str(target), soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line; user errors are one line on standard error and exit code 2."""
+    arguments = sys.argv[1:]
+    verbose = "--verbose" in arguments
+    if verbose:  # an option of the whole program, accepted after a command too
+        arguments = ["--verbose", *(argument for argument in arguments if argument != "--verbose")]
+    try:
+        app(arguments)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if verbose:
+            raise
+        error_console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        raise SystemExit(2) from None
+    except SystemExit as stop:
+        if stop.code == 130:
+            error_console.print("interrupted; the same command goes on from what is finished")
+        raise
+
+
+if __name__ == "__main__":
+    main()

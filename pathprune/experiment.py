@@ -1,0 +1,367 @@
+"""A recipe, opened: its model, its images and its run folder, and the stages that turn one into the next.
+
+Each stage stores what it makes under the key of its inputs, so that a second run computes only what is missing. Under a
+launcher with several processes the main process computes and writes, the others read; evaluation is shared by all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pathprune.data import (
+    LabelledImages,
+    ReadableBatches,
+    check_labels,
+    evaluation_transform,
+    make_loader,
+    open_source,
+    read_split,
+    refuse_overlap,
+    sample_balanced,
+)
+from pathprune.evaluation import Evaluation, evaluate_model
+from pathprune.mining import ClassStats, PathSet, locate_paths
+from pathprune.models.adapt import adapt
+from pathprune.models.loading import LoadedModel, load_model
+from pathprune.models.seam import AdaptedModel
+from pathprune.progress import image_progress, track_batches
+from pathprune.pruning import PrunePlan, make_plan, prune
+from pathprune.pruning.compensation import Compensation
+from pathprune.recipe import Recipe
+from pathprune.runs import RunFolder, key_of
+from pathprune.scoring import ActivationStatistics, Criterion, Scores, ScoringContext, collect_statistics
+
+log = logging.getLogger(__name__)
+
+Use = Literal["mine", "calibrate", "train", "evaluate"]
+Tokens = Literal["all", "class"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One pruned model of the comparison: which neurons go, how many, and what is done to the others."""
+
+    criterion: Criterion
+    compensation: Compensation
+    budget: float  # fraction of all MLP neurons to remove
+
+    @property
+    def id(self) -> str:
+        """Unique within a recipe; also a file name."""
+        return f"{label(self.criterion)}--{label(self.compensation)}--{self.budget:g}"
+
+
+def label(step: Criterion | Compensation) -> str:
+    """The registered name, with the options that differ from their defaults."""
+    options = step.model_dump(mode="json", exclude_defaults=True)
+    text = step.name + "".join(f"+{key}={json.dumps(value)}" for key, value in sorted(options.items()))
+    return "".join(character if character.isalnum() or character in "+=.-_" else "_" for character in text)
+
+
+class Experiment:
+    """Stages of one recipe in their run folder."""
+
+    def __init__(self, recipe: Recipe, *, overwrite: bool = False) -> None:
+        self.recipe = recipe
+        self.accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
+        self.loaded: LoadedModel = load_model(
+            recipe.model.name,
+            checkpoint=recipe.model.checkpoint,
+            pretrained=recipe.model.pretrained,
+            num_classes=recipe.model.num_classes,
+            image_size=recipe.model.image_size,
+            model_args=recipe.model.args,
+        )
+        self.model: nn.Module = self.loaded.model.to(self.accelerator.device).eval()
+        self.adapted: AdaptedModel = adapt(self.model)
+        self._source = open_source(recipe.data.source, config=recipe.data.config, revision=recipe.data.revision)
+        self._images: dict[str, LabelledImages] = {}
+        self._stages: dict[str, Any] = {}
+        self.folder = RunFolder(recipe.folder, main=self.accelerator.is_main_process)
+        with self.main_first():
+            self.folder.claim(recipe, overwrite=overwrite)
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Let the main process through first; the others then find what it wrote."""
+        with self.accelerator.main_process_first():
+            yield
+
+    # --- images
+
+    def images(self, use: Use) -> LabelledImages:
+        """The images of one use, sampled as the recipe says; evaluation images are refused where others hold them."""
+        if use not in self._images:
+            recipe = self.recipe
+            number = {
+                "mine": recipe.mine.num_images,
+                "calibrate": recipe.score.num_images,
+                "evaluate": recipe.evaluate.num_images,
+                "train": None,
+            }[use]
+            images = read_split(
+                self._source,
+                getattr(recipe.data.splits, use),
+                image_column=recipe.data.image_column,
+                label_column=recipe.data.label_column,
+                max_unreadable=recipe.data.max_unreadable,
+            )
+            check_labels(images, num_classes=self.adapted.num_classes)
+            images = sample_balanced(images, num_images=number, seed=recipe.seed)
+            self._images[use] = images.with_transform(evaluation_transform(self.loaded.data_config))
+        return self._images[use]
+
+    def check_disjoint(self, *uses: Use) -> None:
+        """Refuse data in which an evaluation image is also used for `uses`."""
+        refuse_overlap(self.images("evaluate"), {use: self.images(use) for use in uses})
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the model's classes: the checkpoint's, else the data set's, else numbers."""
+        num_classes = self.adapted.num_classes
+        for names in (self.loaded.class_names, self.images("evaluate").class_names):
+            if names is not None and len(names) == num_classes:
+                return tuple(names)
+        return tuple(str(index) for index in range(num_classes))
+
+    def batches(self, use: Use, *, batch_size: int) -> ReadableBatches:
+        """Re-iterable batches in a fixed order, without unreadable images."""
+        return ReadableBatches(
+            make_loader(self.images(use), batch_size=batch_size, num_workers=self.recipe.data.num_workers)
+        )
+
+    # --- keys
+
+    @cached_property
+    def model_key(self) -> str:
+        digest = hashlib.blake2b(digest_size=12)
+        for name, tensor in self.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def images_key(self, use: Use) -> str:
+        if f"key of {use}" not in self._stages:
+            images = self.images(use)
+            content = b"".join(images.content_hashes()) + images.labels.tobytes()
+            self._stages[f"key of {use}"] = hashlib.blake2b(content, digest_size=12).hexdigest()
+        key: str = self._stages[f"key of {use}"]
+        return key
+
+    # --- stages
+
+    def mined(self, tokens: Tokens) -> ClassStats:
+        """Class statistics of the paths located on the mining images; the paths go beside them."""
+        if f"mined {tokens}" not in self._stages:
+            settings = self.recipe.mine.model_dump(mode="json")
+            with self.main_first():
+                self._stages[f"mined {tokens}"] = self.folder.artifact(
+                    f"mined/{tokens}/stats.safetensors",
+                    key=self._mining_key(tokens),
+                    make=lambda: self._mine(tokens, settings),
+                    save=lambda stats, file: stats.save(file),
+                    load=ClassStats.load,
+                )
+        stats: ClassStats = self._stages[f"mined {tokens}"]
+        return stats
+
+    def _mining_key(self, tokens: Tokens) -> str:
+        settings = self.recipe.mine.model_dump(mode="json")
+        return key_of(model=self.model_key, images=self.images_key("mine"), tokens=tokens, settings=settings)
+
+    def _mine(self, tokens: Tokens, settings: Mapping[str, Any]) -> ClassStats:
+        config, images = self.recipe.mine, self.images("mine")
+        about = {**{key: value for key, value in settings.items() if value is not None}, "tokens": tokens}
+        widths = {site.name: site.width for site in self.adapted.sites}
+        stats = ClassStats.empty(widths, self.class_names, about)
+        parts = []
+        batches = make_loader(images, batch_size=config.batch_size, num_workers=self.recipe.data.num_workers)
+        position = 0
+        for batch, labels in track_batches(batches, f"mining paths ({tokens} tokens)", num_images=len(images)):
+            indices = torch.as_tensor(images.indices[position : position + len(labels)])
+            position += len(labels)
+            readable = labels >= 0
+            if not readable.any():
+                continue
+            batch, labels, indices = batch[readable], labels[readable], indices[readable]
+            mined = locate_paths(
+                self.adapted,
+                batch.to(self.accelerator.device),
+                labels if config.targets == "label" else None,
+                method=config.method,
+                rule=config.rule,
+                nodes=config.nodes,
+                top_k=config.top_k,
+                tokens=tokens,
+            )
+            stats.update(mined, labels)
+            parts.append(
+                PathSet.of(
+                    mined,
+                    indices=indices,
+                    labels=labels,
+                    site_names=stats.site_names,
+                    class_names=stats.class_names,
+                    settings=about,
+                )
+            )
+        if self.folder.main:
+            file = self.folder.path / "mined" / tokens / "paths.parquet"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            PathSet.concat(parts).save(file)
+        return stats
+
+    def statistics(self) -> ActivationStatistics:
+        """Activation statistics of the dense model on the calibration images."""
+        if "statistics" not in self._stages:
+            config = self.recipe.score
+
+            def collect() -> ActivationStatistics:
+                batches = self.batches("calibrate", batch_size=config.batch_size)
+                tracked = track_batches(batches, "calibrating", num_images=len(self.images("calibrate")))
+                return collect_statistics(self.adapted, tracked)
+
+            with self.main_first():
+                self._stages["statistics"] = self.folder.artifact(
+                    "statistics.safetensors",
+                    key=key_of(model=self.model_key, images=self.images_key("calibrate")),
+                    make=collect,
+                    save=lambda statistics, file: statistics.save(file),
+                    load=ActivationStatistics.load,
+                )
+        statistics: ActivationStatistics = self._stages["statistics"]
+        return statistics
+
+    def scores(self, criterion: Criterion) -> Scores:
+        """Score every neuron by one criterion."""
+        tokens = criterion.needs_mining
+        key = key_of(
+            model=self.model_key,
+            criterion=criterion.spec(),
+            mining=self._mining_key(tokens) if tokens else None,
+            calibration=self.images_key("calibrate"),
+            seed=self.recipe.seed,
+        )
+
+        def compute() -> Scores:
+            log.info("scoring by %s", label(criterion))
+            return criterion(
+                ScoringContext(
+                    adapted=self.adapted,
+                    batches=self.batches("calibrate", batch_size=self.recipe.score.batch_size),
+                    mined={tokens: self.mined(tokens)} if tokens else {},
+                    statistics=self.statistics() if criterion.needs_statistics else None,
+                    seed=self.recipe.seed,
+                    class_names=self.class_names,
+                )
+            )
+
+        if tokens:  # a stage of its own, ahead of the main process's turn in this one
+            self.mined(tokens)
+        if criterion.needs_statistics:
+            self.statistics()
+        with self.main_first():
+            return self.folder.artifact(
+                f"scores/{label(criterion)}.safetensors", key=key, make=compute, save=save_file, load=load_file
+            )
+
+    def plan(self, criterion: Criterion, budget: float) -> PrunePlan:
+        """Which neurons this criterion keeps at this budget."""
+        config = self.recipe.prune
+        return make_plan(
+            self.scores(criterion),
+            sites=self.adapted.sites,
+            ratio=budget,
+            scope=config.scope,
+            round_to=config.round_to,
+            min_width=config.min_width,
+            block_ratios=config.block_ratios,
+            exclude_blocks=config.exclude_blocks,
+        )
+
+    def pruned(self, variant: Variant, plan: PrunePlan) -> AdaptedModel:
+        """A pruned and compensated copy of the model."""
+        needed = variant.compensation.needs_statistics
+        return prune(
+            self.adapted,
+            plan=plan,
+            compensation=variant.compensation,
+            statistics=self.statistics() if needed else None,
+        )
+
+    def evaluation(
+        self, name: str, model: nn.Module | None, *, reference: Evaluation | None = None, key: str = ""
+    ) -> Evaluation:
+        """Outcomes of `model` (None: the recipe's own) on the evaluation images; shared by all processes."""
+        config = self.recipe.evaluate
+        artifact = f"evaluations/{name}.safetensors"
+        full_key = self.evaluation_key(key)
+        current = self.folder.is_current(artifact, key=full_key)
+        self.accelerator.wait_for_everyone()
+        if current:
+            return Evaluation.load(self.folder.path / artifact)
+        images = self.images("evaluate")
+        loader = make_loader(images, batch_size=config.batch_size, num_workers=self.recipe.data.num_workers)
+        with image_progress(disable=not self.accelerator.is_main_process) as progress:
+            task = progress.add_task(f"evaluating {name}", total=len(images), note="")
+            made = evaluate_model(
+                self.model if model is None else model,
+                loader,
+                accelerator=self.accelerator,
+                reference=reference,
+                class_names=self.class_names,
+                description=name,
+                on_progress=lambda done: progress.update(task, completed=done),
+            )
+        return self.folder.artifact(
+            artifact,
+            key=full_key,
+            make=lambda: made,
+            save=lambda evaluation, file: evaluation.save(file),
+            load=Evaluation.load,
+        )
+
+    def evaluation_key(self, key: str) -> str:
+        """Key of an evaluation: of the pruned model, the images and the precision."""
+        return key_of(
+            model=self.model_key,
+            images=self.images_key("evaluate"),
+            pruned=key,
+            precision=self.recipe.mixed_precision,
+        )
+
+    def variant_key(self, variant: Variant, plan: PrunePlan) -> str:
+        """Key of a pruned model: the plan and, where compensation reads statistics, their images."""
+        needs = variant.compensation.needs_statistics
+        return key_of(
+            plan=plan.to_dict(),
+            compensation=variant.compensation.spec(),
+            calibration=self.images_key("calibrate") if needs else None,
+        )
+
+    def save_artifact_folder(self, name: str, *, key: str, write: Any) -> Path:
+        """Write a folder artifact (a checkpoint) unless it is there already; returns its path."""
+        with self.main_first():
+            if not self.folder.is_current(name, key=key) and self.folder.main:
+                self.folder.artifact(name, key=key, make=lambda: None, save=lambda _, file: write(file), load=lambda _: None)
+        return self.folder.path / name
+
+    def latency_images(self) -> Tensor:
+        """One batch of noise at the model's input size: latency does not depend on the content."""
+        channels, height, width = self.loaded.data_config["input_size"]
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        size = (self.recipe.evaluate.latency_batch_size, channels, height, width)
+        return torch.randn(size, generator=generator).to(self.accelerator.device)

@@ -1,0 +1,248 @@
+"""A recipe: one experiment as typed, frozen data, read from YAML, with `key=value` overrides."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from pathprune.pruning import parse_compensation
+from pathprune.recovery import TrainConfig
+from pathprune.scoring import parse_criterion
+
+
+class RecipeError(ValueError):
+    """The recipe cannot be used; the message lists every problem, one a line."""
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(_Section):
+    """Which model, and where its weights come from."""
+
+    name: str = Field("demo", description="timm name, hf-hub:NAME, a checkpoint folder, or demo")
+    checkpoint: str | None = Field(None, description="weights file (.safetensors, .pth, .pt); null: those of the name")
+    pretrained: bool = Field(True, description="fetch pretrained weights where no checkpoint is given")
+    num_classes: int | None = Field(None, ge=1, description="size of the head; null: as the checkpoint has it")
+    image_size: int | None = Field(None, ge=1, description="input size in pixels; null: the model's own")
+    args: dict[str, Any] = Field(default_factory=dict, description="further arguments of timm.create_model")
+    data_config: dict[str, Any] = Field(
+        default_factory=dict, description="what the checkpoint does not say of its images: mean, std, interpolation …"
+    )
+
+
+class SplitsConfig(_Section):
+    """Which split each use reads, as in `datasets`: train, train[:1000], test[50%:]."""
+
+    mine: str = "train"
+    calibrate: str = "train"
+    train: str = "train"
+    evaluate: str = "test"
+
+
+class DataConfig(_Section):
+    """Which images."""
+
+    source: str = Field("demo", description="parquet or image folder, file, hub name, or demo")
+    config: str | None = Field(None, description="configuration of a hub data set")
+    revision: str | None = Field(None, description="revision of a hub data set")
+    image_column: str | None = Field(None, description="null: found by its usual names")
+    label_column: str | None = Field(None, description="null: found by its usual names")
+    splits: SplitsConfig = SplitsConfig()
+    max_unreadable: float = Field(0.01, ge=0, le=1, description="share of images that may be skipped as unreadable")
+    num_workers: int = Field(0, ge=0, description="processes that decode images")
+
+
+class MineConfig(_Section):
+    """How neuron paths are located (arXiv 2503.09046)."""
+
+    num_images: int | None = Field(200, ge=1, description="mined images, spread evenly over classes; null: all")
+    method: Literal["jas", "activation", "influence-pattern"] = Field(
+        "jas", description="joint attribution, or one of the paper's baselines"
+    )
+    rule: Literal["gauss-legendre", "left-riemann"] = Field(
+        "gauss-legendre", description="quadrature rule; left-riemann is the published one"
+    )
+    nodes: int = Field(4, ge=1, description="quadrature nodes; published: 20")
+    top_k: int = Field(1, ge=1, description="neurons per layer on a path")
+    targets: Literal["label", "prediction"] = Field("label", description="the class whose probability is attributed")
+    batch_size: int = Field(16, ge=1, description="images mined together")
+
+
+class ScoreConfig(_Section):
+    """Which criteria rank the neurons, and on how many images."""
+
+    criteria: Annotated[tuple[Any, ...], BeforeValidator(_as_list)] = Field(
+        ("path", "path-class", "magnitude-l2", "random"), description="names, or {name: …, option: …}"
+    )
+    num_images: int | None = Field(512, ge=1, description="calibration images for statistics and gradients; null: all")
+    batch_size: int = Field(64, ge=1, description="calibration images per batch")
+
+    @field_validator("criteria")
+    @classmethod
+    def _known(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        for criterion in value:
+            parse_criterion(criterion)
+        return value
+
+
+class PruneConfig(_Section):
+    """How many neurons go, and from where. Ratios are the fraction *removed*."""
+
+    ratio: Annotated[tuple[float, ...], BeforeValidator(_as_list)] = Field(
+        (0.5,), min_length=1, description="fraction of all MLP neurons removed: one number, or a list of budgets"
+    )
+    scope: Literal["uniform", "global"] = Field("uniform", description="the same share of every block, or by score")
+    round_to: int = Field(1, ge=1, description="kept widths are multiples of this; 8 or 64 suit GPUs")
+    min_width: int = Field(1, ge=1, description="neurons that every block keeps")
+    block_ratios: dict[int, float] = Field(default_factory=dict, description="fraction removed of single blocks")
+    exclude_blocks: tuple[int, ...] = Field((), description="blocks that keep every neuron")
+    save: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
+        ("path",), description="criteria whose pruned models are saved; all: every one"
+    )
+
+    @field_validator("ratio", "block_ratios")
+    @classmethod
+    def _fractions(cls, value: Any) -> Any:
+        for ratio in value.values() if isinstance(value, dict) else value:
+            if not 0 <= ratio < 1:
+                raise ValueError(f"ratio {ratio:g} is the fraction of neurons removed: at least 0, less than 1")
+        return value
+
+
+class EvaluateConfig(_Section):
+    """What is measured."""
+
+    num_images: int | None = Field(None, ge=1, description="evaluation images; null: the whole split")
+    batch_size: int = Field(128, ge=1, description="images per batch and process")
+    latency: bool = Field(True, description="time dense and pruned models on this device")
+    latency_batch_size: int = Field(16, ge=1, description="images per timed forward pass")
+    latency_repeats: int = Field(20, ge=1, description="timed passes per model, interleaved")
+
+
+class Recipe(_Section):
+    """One experiment. Every field has a default, so that a recipe says only what it is about."""
+
+    name: str = Field("quickstart", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run folder")
+    output: str | None = Field(None, description="run folder; null: runs/<name>")
+    seed: int = Field(0, ge=0, description="of every random choice")
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Accelerate's, for evaluation")
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    mine: MineConfig = MineConfig()
+    score: ScoreConfig = ScoreConfig()
+    prune: PruneConfig = PruneConfig()
+    compensation: Annotated[tuple[Any, ...], BeforeValidator(_as_list)] = Field(
+        ("none", "mean"), description="what is done to the kept weights after pruning"
+    )
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @field_validator("compensation")
+    @classmethod
+    def _known(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        for compensation in value:
+            parse_compensation(compensation)
+        return value
+
+    @property
+    def folder(self) -> Path:
+        """Where the run's results go."""
+        return Path(self.output) if self.output else Path("runs") / self.name
+
+    def to_yaml(self) -> str:
+        """The whole recipe, defaults included."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Names and files of the recipes that come with pathprune."""
+    package = Path(__file__).parent
+    folder = package / "_recipes" if (package / "_recipes").is_dir() else package.parent / "recipes"
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe from a YAML file, or by a shipped recipe's name, and apply `section.key=value` overrides.
+
+    Raises `RecipeError` that lists every unknown key and bad value at once, by its dotted path.
+    """
+    file = Path(path)
+    if not file.exists():
+        shipped = shipped_recipes()
+        if str(path) not in shipped:
+            raise RecipeError(f"recipe '{path}' does not exist; give a YAML file or one of {', '.join(shipped)}")
+        file = shipped[str(path)]
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{file} holds {type(content).__name__}, not a mapping of recipe keys")
+    content.setdefault("name", file.stem)
+    for override in overrides:
+        _override(content, override)
+    return parse_recipe(content, source=str(file))
+
+
+def parse_recipe(content: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
+    """Validate plain data as a recipe; raises `RecipeError` as `load_recipe` does."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        problems = [_problem(detail) for detail in error.errors(include_url=False)]
+        raise RecipeError(f"{source}: " + "\n".join(problems)) from error
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    """Set (in place) one `section.key=value`; the value is read as YAML."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"override '{override}' is not of the form section.key=value")
+    *sections, last = key.split(".")
+    target = content
+    for section in sections:
+        inner = target.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"override '{override}': '{section}' is a value, not a section")
+        target = inner
+    try:
+        target[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override '{override}': '{text}' is not valid YAML") from error
+
+
+def _problem(detail: Any) -> str:
+    path = [str(part) for part in detail["loc"]]
+    where = ".".join(path)
+    if detail["type"] == "extra_forbidden":
+        allowed = _fields_at(path[:-1])
+        close = difflib.get_close_matches(path[-1], allowed, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        return f"unknown key '{where}'{hint} (allowed: {', '.join(allowed)})"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{where}: {message[0].lower()}{message[1:]} (got {detail['input']!r})"
+
+
+def _fields_at(path: Iterable[str]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for part in path:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+        nested = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+        if not nested:
+            return []
+        model = nested[0]
+    return list(model.model_fields)

@@ -1,0 +1,175 @@
+"""Reading labelled images from every kind of source."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pathprune.data import (
+    SKIPPED,
+    DataError,
+    ReadableBatches,
+    check_labels,
+    class_indices,
+    evaluation_transform,
+    make_loader,
+    open_source,
+    read_split,
+    refuse_overlap,
+    sample_balanced,
+)
+
+DATA_CONFIG = {"input_size": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.25,) * 3, "interpolation": "bilinear", "crop_pct": 1.0}
+NAMES = ["cat", "dog", "owl"]
+
+
+def encoded(seed: int, *, broken: bool = False) -> dict[str, object]:
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return {"bytes": stream.getvalue()[:40] if broken else stream.getvalue(), "path": None}
+
+
+def rows(seeds: range, *, broken: tuple[int, ...] = ()) -> datasets.Dataset:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
+    return datasets.Dataset.from_dict(
+        {
+            "image": [encoded(seed, broken=index in broken) for index, seed in enumerate(seeds)],
+            "label": [index % 3 for index in range(len(seeds))],
+        },
+        features=features,
+    )
+
+
+@pytest.fixture
+def parquet_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows(range(12)).to_parquet(str(folder / "train.parquet"))
+    rows(range(100, 106)).to_parquet(str(folder / "test-00000-of-00001.parquet"))
+    return folder
+
+
+def test_parquet_folder_gives_named_splits_and_slices(parquet_folder: Path) -> None:
+    load = open_source(str(parquet_folder))
+    assert len(read_split(load, "train")) == 12
+    assert len(read_split(load, "test")) == 6
+    part = read_split(load, "train[3:7]")
+    assert part.labels.tolist() == [0, 1, 2, 0]
+    assert part.class_names == ("cat", "dog", "owl")
+
+
+def test_image_folder_and_saved_dataset_give_what_parquet_gives(parquet_folder: Path, tmp_path: Path) -> None:
+    source = read_split(open_source(str(parquet_folder)), "train").with_transform(evaluation_transform(DATA_CONFIG))
+    folder = tmp_path / "folder"
+    for index, cell in enumerate(source.rows["image"]):
+        file = folder / "train" / NAMES[index % 3] / f"{index:02}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(cell["bytes"])
+    rows(range(12)).save_to_disk(str(tmp_path / "saved"))
+    expected = {source[item][0].numpy().tobytes(): source[item][1] for item in range(12)}
+    for other in (folder, tmp_path / "saved"):
+        images = read_split(open_source(str(other)), "train").with_transform(evaluation_transform(DATA_CONFIG))
+        assert {images[item][0].numpy().tobytes(): images[item][1] for item in range(12)} == expected
+
+
+def test_images_are_resized_and_normalised_as_the_data_config_says() -> None:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
+    grey = io.BytesIO()
+    Image.new("L", (20, 12), 255).save(grey, "PNG")  # greyscale and not square, as found in the wild
+    table = datasets.Dataset.from_dict({"image": [{"bytes": grey.getvalue(), "path": None}], "label": [2]}, features)
+    images = read_split(lambda _: table, "train").with_transform(evaluation_transform(DATA_CONFIG))
+    image, label = images[0]
+    assert label == 2
+    torch.testing.assert_close(image, torch.full((3, 8, 8), (1 - 0.5) / 0.25))
+
+
+def test_unreadable_images_are_skipped_and_named() -> None:
+    images = read_split(lambda _: rows(range(9), broken=(4,)), "train", max_unreadable=0.2)
+    images = images.with_transform(evaluation_transform(DATA_CONFIG))
+    labels = torch.cat([labels for _, labels in make_loader(images, batch_size=4)])
+    assert labels.tolist() == [0, 1, 2, 0, SKIPPED, 2, 0, 1, 2]
+    kept = torch.cat([labels for _, labels in ReadableBatches(make_loader(images, batch_size=4))])
+    assert kept.tolist() == [0, 1, 2, 0, 2, 0, 1, 2]
+    assert list(images.unreadable) == [4]
+
+
+def test_too_many_unreadable_images_are_an_error_that_names_them() -> None:
+    images = read_split(lambda _: rows(range(9), broken=(1, 4, 5)), "train", max_unreadable=0.2)
+    images = images.with_transform(evaluation_transform(DATA_CONFIG))
+    with pytest.raises(DataError, match=r"more than 1 of 9 images cannot be read \(first at 1, 4\)"):
+        list(make_loader(images, batch_size=4))
+
+
+def test_sampling_is_balanced_seeded_and_without_repeats() -> None:
+    images = read_split(lambda _: rows(range(30)), "train")
+    sample = sample_balanced(images, num_images=9, seed=1)
+    assert np.bincount(sample.labels).tolist() == [3, 3, 3]
+    assert len(set(sample.indices)) == 9
+    assert (sample_balanced(images, num_images=9, seed=1).indices == sample.indices).all()
+    assert set(sample_balanced(images, num_images=9, seed=2).indices) != set(sample.indices)
+    assert len(sample_balanced(images, num_images=None, seed=1)) == 30
+
+
+def test_overlap_is_found_by_content_whatever_the_splits_are_called() -> None:
+    train, test = read_split(lambda _: rows(range(10)), "train"), read_split(lambda _: rows(range(8, 14)), "test")
+    with pytest.raises(DataError, match="2 of the 10 images used to mine"):
+        refuse_overlap(test, {"mine": train})
+    refuse_overlap(test, {"mine": train.take(np.arange(8))})
+
+
+def test_labels_outside_the_head_are_refused_by_value_and_image() -> None:
+    images = read_split(lambda _: rows(range(6)), "train")
+    check_labels(images, num_classes=3)
+    with pytest.raises(DataError, match="label 2 of image 2 is out of range: the model has 2 classes"):
+        check_labels(images, num_classes=2)
+
+
+def test_string_and_integer_labels_are_understood() -> None:
+    table = rows(range(4)).remove_columns("label")
+    words = read_split(lambda _: table.add_column("label", ["owl", "cat", "owl", "dog"]), "train")
+    assert (words.class_names, words.labels.tolist()) == (("cat", "dog", "owl"), [2, 0, 2, 1])
+    numbers = read_split(lambda _: table.add_column("cls", [4, 0, 1, 1]), "train")
+    assert (numbers.class_names, numbers.labels.tolist()) == (("0", "1", "2", "3", "4"), [4, 0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("source", "split", "message"),
+    [
+        ("./missing", "train", "data source './missing' does not exist"),
+        ("{folder}/missing.parquet", "train", "does not exist; give a folder"),
+        ("{folder}", "validation", "split 'validation' of data source .* cannot be read"),
+    ],
+)
+def test_missing_data_is_said_in_one_line(parquet_folder: Path, source: str, split: str, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        open_source(source.format(folder=parquet_folder))(split)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_columns_are_said_with_those_there_are() -> None:
+    table = rows(range(3)).rename_column("label", "kind")
+    with pytest.raises(DataError, match="no label column named like label, .* columns: image, kind"):
+        read_split(lambda _: table, "train")
+    assert read_split(lambda _: table, "train", label_column="kind").labels.tolist() == [0, 1, 2]
+
+
+def test_classes_are_found_by_name_or_index() -> None:
+    assert class_indices(["owl", 0], NAMES) == [2, 0]
+    with pytest.raises(DataError, match="unknown class 'bird'; choose from cat, dog, owl"):
+        class_indices(["bird"], NAMES)
+
+
+def test_the_embedded_images_are_disjoint_balanced_cifar10() -> None:
+    load = open_source("demo")
+    train, test = read_split(load, "train"), read_split(load, "test")
+    assert np.bincount(train.labels).tolist() == [200] * 10
+    assert np.bincount(test.labels).tolist() == [400] * 10
+    assert train.class_names[:3] == ("airplane", "automobile", "bird")
+    refuse_overlap(test, {"mine": train})
