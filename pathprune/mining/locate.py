@@ -1,0 +1,201 @@
+"""Locate the influential neuron path of every image in a batch."""
+
+# B images, M nodes, R clamped tokens, W neurons of a layer, k neurons chosen in a layer, L layers
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from pathprune.mining import baselines
+from pathprune.mining.attribution import (
+    CleanPass,
+    JointAttribution,
+    Objective,
+    at_least_float32,
+    class_probability,
+    cosine_to,
+)
+from pathprune.mining.paths import MinedPaths, normalised
+from pathprune.mining.quadrature import nodes_and_weights
+from pathprune.models.adapt import evaluating, model_device
+from pathprune.models.seam import AdaptedModel
+
+METHODS = ("jas", "activation", "influence-pattern")
+TOKENS = ("class", "all")
+
+
+@torch.no_grad()
+def locate_paths(
+    adapted: AdaptedModel,
+    images: Tensor,
+    targets: Tensor | None = None,
+    *,
+    method: str = "jas",
+    rule: str = "gauss-legendre",
+    nodes: int = 4,
+    top_k: int = 1,
+    tokens: str = "class",
+    objective: Objective | None = None,
+    dtype: torch.dtype | None = None,
+) -> MinedPaths:
+    """The neuron path of each image, one neuron (or the best `top_k`) in every layer, with dense scores of all neurons.
+
+    `images` are normalised, `[B, C, H, W]`; `targets` `[B]` are the classes to explain, None for the model's own
+    predictions. The model is left as it was; memory grows with `B · nodes`.
+
+    - method: `jas` locates layer by layer with the joint attribution score; `activation` and `influence-pattern` are
+      the baselines of the paper.
+    - rule, nodes: the quadrature of the integrals; the paper's is `left-riemann` with 20 nodes.
+    - tokens: `class` clamps the tokens that the head reads (class and distillation token), `all` clamps every token.
+    - objective: what a path explains, in place of the target's probability. A model without a classifier is explained
+      by the cosine with its clean embedding unless an objective (a zero-shot head, say) is given.
+    - dtype: run block passes in this precision by autocast; softmax, sums and scores stay in float32 or better.
+
+    Raises `ValueError` for a setting or target out of range, and for activations that are not finite.
+    Source: "Discovering Influential Neuron Path in Vision Transformers", arXiv 2503.09046.
+    """
+    _check_settings(adapted, method, top_k, tokens)
+    alpha_M, weight_M = nodes_and_weights(rule, nodes)
+    device = model_device(adapted.model)
+    images = _checked_images(adapted, images).to(device)
+    exact = at_least_float32(images.dtype)
+    rows = torch.tensor(adapted.readout, device=device) if tokens == "class" else None
+    autocast: Callable[[], AbstractContextManager[object]] = (
+        nullcontext if dtype is None else partial(torch.autocast, device.type, dtype)
+    )
+    with evaluating(adapted.model):
+        clean = _clean_pass(adapted, images, rows, exact, autocast)
+        predictions, targets = _classes(adapted, clean, targets)
+        attribution = JointAttribution(
+            adapted,
+            objective or (class_probability(targets) if adapted.num_classes else cosine_to(clean.output_BK)),
+            clean,
+            alpha_M.to(device, exact),
+            weight_M.to(device, exact),
+            rows,
+            autocast,
+        )
+        if method == "jas":
+            scores, own, chosen, jas = _layer_by_layer(attribution, top_k)
+        else:
+            if method == "activation":
+                scores, own = baselines.activation(attribution)
+            else:
+                scores, own = baselines.influence_pattern(attribution, images)
+            chosen = [_best(scores_BW, top_k) for scores_BW in scores]
+            jas = attribution.joint_score(torch.stack([chosen_Bk[:, 0] for chosen_Bk in chosen], dim=1))
+    return MinedPaths(
+        paths=torch.stack(chosen, dim=1),
+        scores=_stacked(scores),
+        own=_stacked(own),
+        mass=_stacked([normalised(own_BW) for own_BW in own]),
+        jas=jas,
+        targets=targets,
+        predictions=predictions,
+    )
+
+
+def _layer_by_layer(
+    attribution: JointAttribution, top_k: int
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
+    """Locate layer by layer: scores and own terms `[B, W]` and chosen neurons `[B, k]` of every layer, JAS `[B]`."""
+    scores: list[Tensor] = []
+    own: list[Tensor] = []
+    chosen: list[Tensor] = []
+    prefix = attribution.start()
+    for a_BRW in attribution.clean.values:
+        if chosen:
+            prefix = attribution.advance(prefix, chosen[-1])
+        g_BRW, earlier_g_B = attribution.layer_gradients(prefix)
+        earlier_a_B = attribution.path_activation(chosen)
+        scores.append((g_BRW.sum(1) + earlier_g_B[:, None]) * (a_BRW.sum(1) + earlier_a_B[:, None]))
+        own.append((a_BRW * g_BRW).sum(1))
+        chosen.append(_best(scores[-1], top_k))
+    if top_k == 1:  # the carried prefix already clamps the path that the JAS is about
+        jas = attribution.path_activation(chosen) * attribution.path_gradient(prefix, chosen[-1])
+    else:
+        jas = attribution.joint_score(torch.stack([chosen_Bk[:, 0] for chosen_Bk in chosen], dim=1))
+    return scores, own, chosen, jas
+
+
+def _best(scores_BW: Tensor, top_k: int) -> Tensor:
+    """The columns of the `top_k` highest scores `[B, k]`, best first; of equal scores, the lower column first."""
+    return scores_BW.sort(dim=1, descending=True, stable=True).indices[:, :top_k]
+
+
+def _stacked(per_layer: list[Tensor]) -> Tensor | list[Tensor]:
+    """`[B, L, W]`, or the list itself where layers differ in width."""
+    return torch.stack(per_layer, dim=1) if len({layer.shape[1] for layer in per_layer}) == 1 else per_layer
+
+
+def _clean_pass(
+    adapted: AdaptedModel,
+    images: Tensor,
+    rows: Tensor | None,
+    exact: torch.dtype,
+    autocast: Callable[[], AbstractContextManager[object]],
+) -> CleanPass:
+    values, finite = [], []
+    with autocast():
+        opened = m, u = adapted.open_block(0, adapted.stem(images))
+        for block in range(len(adapted.sites)):
+            if block > 0:
+                m, u = adapted.open_block(block, adapted.close_block(block - 1, m, u))
+            values.append((u if rows is None else u[:, rows]).to(exact))
+            finite.append(u.isfinite().all())
+        output = adapted.head(adapted.close_block(len(adapted.sites) - 1, m, u))
+    for site, is_finite in zip(adapted.sites, torch.stack(finite).tolist(), strict=True):
+        if not is_finite:
+            raise ValueError(
+                f"the hidden activations of block {site.block} ({site.name}) are NaN or infinite; check that the "
+                "images are finite and normalised, the weights intact and the precision wide enough"
+            )
+    return CleanPass(opened, tuple(values), output.to(exact))
+
+
+def _classes(adapted: AdaptedModel, clean: CleanPass, targets: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Predictions and targets, int64 `[B]`; both -1 where the model has no classes."""
+    num_classes, num_images = adapted.num_classes, len(clean.output_BK)
+    if num_classes == 0:
+        if targets is not None:
+            raise ValueError("targets were given, but the model has no classifier (num_classes=0); leave targets None")
+        none = torch.full((num_images,), -1, device=clean.output_BK.device)
+        return none, none
+    predictions = clean.output_BK.argmax(-1)
+    if targets is None:
+        return predictions, predictions
+    if targets.shape != (num_images,) or targets.is_floating_point():
+        raise ValueError(
+            f"targets are {targets.dtype} of shape {list(targets.shape)}; expected one integer class for each of the "
+            f"{num_images} images"
+        )
+    for value in targets.tolist():
+        if not 0 <= value < num_classes:
+            raise ValueError(f"target {value} is out of range: the model has num_classes={num_classes}")
+    return predictions, targets.to(predictions)
+
+
+def _check_settings(adapted: AdaptedModel, method: str, top_k: int, tokens: str) -> None:
+    if method not in METHODS:
+        raise ValueError(f"unknown mining method {method!r}; choose from {', '.join(METHODS)}")
+    if tokens not in TOKENS:
+        raise ValueError(f"unknown tokens {tokens!r}; choose from {', '.join(TOKENS)}")
+    if tokens == "class" and not adapted.readout:
+        raise ValueError("tokens='class', but the model's head pools over all tokens; use tokens='all'")
+    narrowest = min(adapted.sites, key=lambda site: site.width)
+    if not 1 <= top_k <= narrowest.width:
+        raise ValueError(f"top_k={top_k} is out of range: choose 1 to {narrowest.width}, the width of {narrowest.name}")
+
+
+def _checked_images(adapted: AdaptedModel, images: Tensor) -> Tensor:
+    dtype = next(adapted.model.parameters()).dtype
+    if images.ndim != 4 or len(images) == 0:
+        raise ValueError(f"images have shape {list(images.shape)}; expected [B, C, H, W] with at least one image")
+    if images.dtype != dtype:
+        raise ValueError(f"images are {images.dtype} but the model is {dtype}; convert one of them")
+    return images

@@ -1,0 +1,298 @@
+"""What mining yields: the paths of a batch (`MinedPaths`) or split (`PathSet`), and sums per class (`ClassStats`).
+
+The two records on disk carry a JSON description (schema version, site names, class names, settings) beside their data:
+in the safetensors metadata of class statistics and in the parquet metadata of a path set, under the key `pathprune`.
+"""
+
+# B images of a batch, N images of a split, K classes, L layers, W neurons of a layer, k neurons chosen in a layer
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+SCHEMA_VERSION = 1
+KINDS = ("count", "mass", "published-mass")
+
+Settings = Mapping[str, str | int]
+
+
+@dataclass(frozen=True)
+class MinedPaths:
+    """The paths of a batch and the dense attributions they were chosen by, on the model's device.
+
+    `scores`, `own` and `mass` are `[B, L, W]`, or a list of `[B, W_l]` where layers differ in width. What `scores` and
+    `own` are depends on the method (a: activations, G: their integrated gradients, Σ: over the clamped tokens):
+
+    - `jas`: the layer's joint score; Σ a·G
+    - `activation`: Σ a; the same
+    - `influence-pattern`: Σ G, with G averaged over scaled inputs; Σ a·G
+    """
+
+    paths: Tensor  # int64 [B, L, k], best first
+    scores: Tensor | list[Tensor]  # what the paths are sorted by, signed
+    own: Tensor | list[Tensor]  # each neuron's own term, signed
+    mass: Tensor | list[Tensor]  # |own|, summing to 1 over every image's layer
+    jas: Tensor  # [B], the joint attribution score of the path of best neurons
+    targets: Tensor  # int64 [B], the classes that were explained; -1 without a classifier
+    predictions: Tensor  # int64 [B]; -1 without a classifier
+
+
+def per_layer(dense: Tensor | list[Tensor]) -> list[Tensor]:
+    """`MinedPaths.scores`, `.own` or `.mass` as a list of `[B, W_l]`, however it is held."""
+    return list(dense.unbind(1)) if isinstance(dense, Tensor) else dense
+
+
+def normalised(x: Tensor) -> Tensor:
+    """|x| `[B, W]` with every row scaled to sum 1; a row of zeros stays zero."""
+    magnitude = x.abs()
+    total = magnitude.sum(1, keepdim=True)
+    return magnitude / total.where(total > 0, 1)
+
+
+@dataclass
+class ClassStats:
+    """Per class and neuron, summed over images: how often on a path, and how much mass; float64, on the CPU.
+
+    Built by `ClassStats.empty`, streamed with `update`, merged with `+`. On disk: a safetensors file with `num_images`
+    `[K]` and, for every site, `count.<site>`, `mass.<site>` and `published-mass.<site>` `[K, W_l]`.
+    """
+
+    site_names: tuple[str, ...]
+    class_names: tuple[str, ...]
+    num_images: Tensor  # int64 [K]
+    count: tuple[Tensor, ...]  # per layer [K, W_l]: images that have the neuron on their path
+    mass: tuple[Tensor, ...]  # per layer [K, W_l]: summed `MinedPaths.mass`
+    published_mass: tuple[Tensor, ...]  # per layer [K, W_l]: the same of |score|, for comparison
+    settings: Settings = field(default_factory=dict)  # how the paths were mined
+
+    @classmethod
+    def empty(
+        cls, widths: Mapping[str, int], class_names: Sequence[str], settings: Settings | None = None
+    ) -> ClassStats:
+        """No images yet. `widths` maps every site's name to its number of neurons, in the order of the layers."""
+
+        def zeros() -> tuple[Tensor, ...]:
+            return tuple(torch.zeros(len(class_names), width, dtype=torch.float64) for width in widths.values())
+
+        num_images = torch.zeros(len(class_names), dtype=torch.int64)
+        return cls(tuple(widths), tuple(class_names), num_images, zeros(), zeros(), zeros(), dict(settings or {}))
+
+    def update(self, mined: MinedPaths, labels: Tensor) -> None:
+        """Add a batch, in place, to the classes that `labels` (int64 `[B]`) name."""
+        labels = labels.to("cpu", torch.int64)
+        if labels.shape != mined.paths.shape[:1]:
+            raise ValueError(f"labels have shape {list(labels.shape)}, but {len(mined.paths)} images were mined")
+        for label in labels.tolist():
+            if not 0 <= label < len(self.class_names):
+                raise ValueError(f"label {label} is out of range: there are {len(self.class_names)} classes")
+        widths, expected = [own.shape[1] for own in per_layer(mined.own)], [count.shape[1] for count in self.count]
+        if widths != expected:
+            raise ValueError(f"layers of widths {widths} were mined, but these statistics are for widths {expected}")
+        self.num_images += torch.bincount(labels, minlength=len(self.class_names))
+        for count, chosen_Bk in zip(self.count, mined.paths.cpu().unbind(1), strict=True):
+            count.index_put_((labels[:, None], chosen_Bk), torch.ones((), dtype=count.dtype), accumulate=True)
+        for mass, mass_BW in zip(self.mass, per_layer(mined.mass), strict=True):
+            mass.index_add_(0, labels, mass_BW.to("cpu", torch.float64))
+        for published, scores_BW in zip(self.published_mass, per_layer(mined.scores), strict=True):
+            published.index_add_(0, labels, normalised(scores_BW.to("cpu", torch.float64)))
+
+    def __add__(self, other: ClassStats) -> ClassStats:
+        """The statistics of both sets of images."""
+        _check_same_mining(self, other)
+        return replace(
+            self,
+            num_images=self.num_images + other.num_images,
+            count=tuple(a + b for a, b in zip(self.count, other.count, strict=True)),
+            mass=tuple(a + b for a, b in zip(self.mass, other.mass, strict=True)),
+            published_mass=tuple(a + b for a, b in zip(self.published_mass, other.published_mass, strict=True)),
+        )
+
+    @property
+    def empty_classes(self) -> list[int]:
+        """Classes of which no image was seen."""
+        return (self.num_images == 0).nonzero().flatten().tolist()
+
+    def sums(self, kind: str) -> tuple[Tensor, ...]:
+        """`count`, `mass` or `published-mass`, summed over the images of a class: per layer `[K, W_l]`."""
+        if kind not in KINDS:
+            raise ValueError(f"unknown kind of class statistics {kind!r}; choose from {', '.join(KINDS)}")
+        return {"count": self.count, "mass": self.mass, "published-mass": self.published_mass}[kind]
+
+    def means(self, kind: str) -> tuple[Tensor, ...]:
+        """`sums` divided by the images of the class: per layer `[K, W_l]`; zeros for `empty_classes`."""
+        num_images_K1 = self.num_images.clamp(min=1)[:, None]
+        return tuple(sums_KW / num_images_K1 for sums_KW in self.sums(kind))
+
+    def save(self, file: Path | str) -> None:
+        """Write the safetensors file, all or nothing."""
+        tensors = {"num_images": self.num_images}
+        for kind in KINDS:
+            tensors |= {f"{kind}.{site}": sums for site, sums in zip(self.site_names, self.sums(kind), strict=True)}
+        with _written_whole(Path(file)) as part:
+            save_file(tensors, part, {"pathprune": _description(self)})
+
+    @classmethod
+    def load(cls, file: Path | str) -> ClassStats:
+        """Read a file that `save` wrote. Raises `ValueError` for anything else and for another schema version."""
+        try:
+            with safe_open(file, framework="pt") as opened:
+                described = _described((opened.metadata() or {}).get("pathprune"), file, "class statistics")
+                sites = tuple(described["site_names"])
+                count, mass, published_mass = (
+                    tuple(opened.get_tensor(f"{kind}.{site}") for site in sites) for kind in KINDS
+                )
+                num_images = opened.get_tensor("num_images")
+        except SafetensorError as error:
+            raise ValueError(f"{file} does not hold class statistics: {error}") from error
+        class_names, settings = tuple(described["class_names"]), described["settings"]
+        return cls(sites, class_names, num_images, count, mass, published_mass, settings)
+
+
+@dataclass(frozen=True)
+class PathSet:
+    """The paths of a split, one record per image, on the CPU.
+
+    On disk: a parquet file with a row per image: `index` (in its split), `label`, `prediction`, `target` (int64), `jas`
+    (float64) and `path` (for every layer, in the order of the sites, the list of its k neurons, best first; int64).
+    """
+
+    site_names: tuple[str, ...]
+    class_names: tuple[str, ...]
+    indices: Tensor  # int64 [N]
+    labels: Tensor  # int64 [N]
+    predictions: Tensor  # int64 [N]
+    targets: Tensor  # int64 [N]
+    jas: Tensor  # float64 [N]
+    paths: Tensor  # int64 [N, L, k]
+    settings: Settings = field(default_factory=dict)  # how the paths were mined
+
+    @classmethod
+    def of(
+        cls,
+        mined: MinedPaths,
+        *,
+        indices: Tensor,
+        labels: Tensor,
+        site_names: Sequence[str],
+        class_names: Sequence[str],
+        settings: Settings | None = None,
+    ) -> PathSet:
+        """The record of one batch."""
+        if not len(indices) == len(labels) == len(mined.paths):
+            raise ValueError(f"{len(mined.paths)} images were mined, with {len(indices)} indices, {len(labels)} labels")
+        return cls(
+            site_names=tuple(site_names),
+            class_names=tuple(class_names),
+            indices=indices.to("cpu", torch.int64),
+            labels=labels.to("cpu", torch.int64),
+            predictions=mined.predictions.cpu(),
+            targets=mined.targets.cpu(),
+            jas=mined.jas.to("cpu", torch.float64),
+            paths=mined.paths.cpu(),
+            settings=dict(settings or {}),
+        )
+
+    @classmethod
+    def concat(cls, parts: Sequence[PathSet]) -> PathSet:
+        """The images of all `parts`, in order."""
+        if not parts:
+            raise ValueError("no path sets to join; at least one is needed")
+        for part in parts[1:]:
+            _check_same_mining(parts[0], part)
+        return replace(
+            parts[0],
+            indices=torch.cat([part.indices for part in parts]),
+            labels=torch.cat([part.labels for part in parts]),
+            predictions=torch.cat([part.predictions for part in parts]),
+            targets=torch.cat([part.targets for part in parts]),
+            jas=torch.cat([part.jas for part in parts]),
+            paths=torch.cat([part.paths for part in parts]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def save(self, file: Path | str) -> None:
+        """Write the parquet file, all or nothing."""
+        _, num_layers, num_chosen = self.paths.shape
+        chosen = pyarrow.FixedSizeListArray.from_arrays(self.paths.flatten().numpy(), num_chosen)
+        columns = {
+            "index": self.indices.numpy(),
+            "label": self.labels.numpy(),
+            "prediction": self.predictions.numpy(),
+            "target": self.targets.numpy(),
+            "jas": self.jas.numpy(),
+            "path": pyarrow.FixedSizeListArray.from_arrays(chosen, num_layers),
+        }
+        table = pyarrow.table(columns, metadata={"pathprune": _description(self)})
+        with _written_whole(Path(file)) as part:
+            pyarrow.parquet.write_table(table, part)
+
+    @classmethod
+    def load(cls, file: Path | str) -> PathSet:
+        """Read a file that `save` wrote. Raises `ValueError` for anything else and for another schema version."""
+        table = pyarrow.parquet.read_table(file)
+        text = (table.schema.metadata or {}).get(b"pathprune")
+        described = _described(text.decode() if text else None, file, "a path set")
+
+        column = {name: table[name].combine_chunks() for name in table.column_names}
+        num_layers = table.schema.field("path").type.list_size
+        return cls(
+            site_names=tuple(described["site_names"]),
+            class_names=tuple(described["class_names"]),
+            indices=torch.tensor(column["index"].to_numpy()),
+            labels=torch.tensor(column["label"].to_numpy()),
+            predictions=torch.tensor(column["prediction"].to_numpy()),
+            targets=torch.tensor(column["target"].to_numpy()),
+            jas=torch.tensor(column["jas"].to_numpy()),
+            paths=torch.tensor(column["path"].flatten().flatten().to_numpy()).view(len(table), num_layers, -1),
+            settings=described["settings"],
+        )
+
+
+def _check_same_mining(first: ClassStats | PathSet, second: ClassStats | PathSet) -> None:
+    for name in ("site_names", "class_names", "settings"):
+        ours, theirs = getattr(first, name), getattr(second, name)
+        if ours != theirs:
+            raise ValueError(f"cannot join records of different {name}: {ours} and {theirs}")
+
+
+def _description(record: ClassStats | PathSet) -> str:
+    names = {"site_names": record.site_names, "class_names": record.class_names}
+    return json.dumps({"schema": SCHEMA_VERSION, **names, "settings": dict(record.settings)})
+
+
+def _described(text: str | None, file: Path | str, expected: str) -> dict[str, Any]:
+    if text is None:
+        raise ValueError(f"{file} does not hold {expected}: its metadata has no 'pathprune' entry")
+    described: dict[str, Any] = json.loads(text)
+    if described["schema"] != SCHEMA_VERSION:
+        raise ValueError(
+            f"{file} holds {expected} of schema version {described['schema']}, but this pathprune reads version "
+            f"{SCHEMA_VERSION}; mine again, or install the pathprune that wrote it"
+        )
+    return described
+
+
+@contextmanager
+def _written_whole(file: Path) -> Iterator[Path]:
+    """A path to write to that takes `file`'s place when all went well, and is removed otherwise."""
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
