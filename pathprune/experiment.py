@@ -286,6 +286,7 @@ class Experiment:
             sites=self.adapted.sites,
             ratio=budget,
             scope=config.scope,
+            normalize=config.normalize,
             round_to=config.round_to,
             min_width=config.min_width,
             block_ratios=config.block_ratios,

@@ -105,6 +105,7 @@ class PruneConfig(_Section):
         (0.5,), min_length=1, description="fraction of all MLP neurons removed: one number, or a list of budgets"
     )
     scope: Literal["uniform", "global"] = Field("uniform", description="the same share of every block, or by score")
+    normalize: Literal["none", "mean"] = Field("none", description="how a global budget compares blocks' scores")
     round_to: int = Field(1, ge=1, description="kept widths are multiples of this; 8 or 64 suit GPUs")
     min_width: int = Field(1, ge=1, description="neurons that every block keeps")
     block_ratios: dict[int, float] = Field(default_factory=dict, description="fraction removed of single blocks")

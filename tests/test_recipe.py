@@ -1,0 +1,115 @@
+"""Recipes: typed, complete, and clear about what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pathprune.mining.locate import METHODS
+from pathprune.mining.quadrature import RULES
+from pathprune.recipe import MineConfig, Recipe, RecipeError, load_recipe, parse_recipe, shipped_recipes
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_shipped_recipe_is_valid_and_says_what_it_does(name: str) -> None:
+    assert load_recipe(name).name == name
+    first = shipped_recipes()[name].read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# ")
+    assert first.endswith((".", ";", "copy what you need.")) or first.endswith(").")
+
+
+def test_the_expected_recipes_are_shipped() -> None:
+    expected = {"quickstart", "train-demo", "reference", "own-checkpoint", "deit-small-imagenet", "vit-base-imagenet"}
+    assert expected <= set(shipped_recipes())
+
+
+def test_the_reference_recipe_states_every_key_with_its_default() -> None:
+    stated = yaml.safe_load(shipped_recipes()["reference"].read_text(encoding="utf-8"))
+    defaults = Recipe(name="reference").model_dump(mode="json")
+    assert stated == defaults
+
+
+def test_the_methods_and_rules_of_a_recipe_are_those_of_the_miner() -> None:
+    schema = MineConfig.model_json_schema()["properties"]
+    assert set(schema["method"]["enum"]) == set(METHODS)
+    assert set(schema["rule"]["enum"]) == set(RULES)
+
+
+def test_a_recipe_is_named_after_its_file_and_keeps_defaults(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path, "prune: {ratio: 0.4}"))
+    assert recipe.name == "mine"
+    assert recipe.prune.ratio == (0.4,)
+    assert recipe.mine == MineConfig()
+    assert recipe.folder == Path("runs/mine")
+
+
+def test_overrides_are_read_as_yaml_and_make_sections(tmp_path: Path) -> None:
+    recipe = load_recipe(
+        written(tmp_path, "name: x"),
+        ["prune.ratio=[0.2, 0.6]", "model.args.depth=3", "score.criteria=[{name: path, reduce: max}]", "output=/tmp/y"],
+    )
+    assert recipe.prune.ratio == (0.2, 0.6)
+    assert recipe.model.args == {"depth": 3}
+    assert recipe.score.criteria == ({"name": "path", "reduce": "max"},)
+    assert recipe.folder == Path("/tmp/y")
+
+
+def test_a_dumped_recipe_loads_as_itself(tmp_path: Path) -> None:
+    recipe = load_recipe("quickstart", ["prune.block_ratios={0: 0.2}", "data.splits.mine=train[:50]"])
+    assert load_recipe(written(tmp_path, recipe.to_yaml())) == recipe
+
+
+def test_all_problems_are_reported_at_once_by_their_dotted_path(tmp_path: Path) -> None:
+    text = "prune: {ratio: 1.2, rond_to: 8}\nscore: {criteria: [tayler]}\ncompensation: [meen]\nmine: {nodes: 0}\nextra: 1"
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(written(tmp_path, text))
+    message = str(caught.value)
+    for part in (
+        "prune.ratio: ratio 1.2 is the fraction of neurons removed: at least 0, less than 1",
+        "unknown key 'prune.rond_to'; did you mean 'round_to'?",
+        "score.criteria: unknown criterion 'tayler'; did you mean 'taylor'?",
+        "compensation: unknown compensation 'meen'; did you mean 'mean'?",
+        "mine.nodes: input should be greater than or equal to 1 (got 0)",
+        "unknown key 'extra'",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("a: [1", [], "not valid YAML"),
+        ("- 1", [], "holds list, not a mapping"),
+        ("name: x", ["prune.ratio"], "is not of the form section.key=value"),
+        ("prune: {ratio: 0.1}", ["prune.ratio.deep=1"], "'ratio' is a value, not a section"),
+        ("name: ../x", [], "name: string should match pattern"),
+    ],
+)
+def test_unusable_recipes_are_refused(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(written(tmp_path, text), overrides)
+
+
+def test_a_missing_recipe_is_answered_with_those_that_ship() -> None:
+    with pytest.raises(RecipeError, match="recipe 'quikstart' does not exist; give a YAML file or one of .*quickstart"):
+        load_recipe("quikstart")
+
+
+def test_python_objects_in_yaml_are_not_made(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="not valid YAML"):
+        load_recipe(written(tmp_path, "name: !!python/object/apply:os.getcwd []"))
+
+
+def test_a_recipe_is_frozen() -> None:
+    recipe: Any = parse_recipe({"name": "x"})
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.seed = 3
