@@ -33,7 +33,7 @@ class PlanRow(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class PrunePlan:
-    """The neurons that stay. By site name: sorted int64 columns `kept`, dense `widths`, and the `blocks` of the sites."""
+    """The neurons that stay. By site name: sorted int64 columns `kept`, dense `widths`, `blocks` they are in."""
 
     kept: Mapping[str, Tensor]
     widths: Mapping[str, int]

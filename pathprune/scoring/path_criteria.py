@@ -109,17 +109,24 @@ def _indices(keys: tuple[ClassKey, ...] | dict[ClassKey, float], stats: ClassSta
     names = stats.class_names
     found: list[int] = []
     for key in keys:
-        if isinstance(key, str):
-            if names.count(key) != 1:
-                problem = "is the name of several classes; give its index" if key in names else "does not exist"
-                raise ValueError(f"class {key!r} {problem}; classes are 0 … {len(names) - 1}: {', '.join(names[:10])}")
+        if isinstance(key, str) and key in names:
+            if names.count(key) > 1:
+                raise ValueError(f"{names.count(key)} classes are called {key!r}; give an index")
             key = names.index(key)
+        elif isinstance(key, str) and key.isdecimal():  # JSON has no other keys than strings
+            key = int(key)
+        elif isinstance(key, str):
+            raise ValueError(f"class {key!r} does not exist; classes are {', '.join(names[:10])}{_more(names)}")
         if not 0 <= key < len(names):
             raise ValueError(f"class {key} does not exist; classes are 0 … {len(names) - 1}")
         if key in found:
             raise ValueError(f"{_name(key, stats)} is given twice")
         found.append(key)
     return found
+
+
+def _more(names: tuple[str, ...]) -> str:
+    return f" … ({len(names)})" if len(names) > 10 else ""
 
 
 def _name(index: int, stats: ClassStats) -> str:

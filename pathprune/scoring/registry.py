@@ -22,8 +22,8 @@ class Registered(BaseModel):
     name: ClassVar[str]
 
     def spec(self) -> dict[str, Any]:
-        """What a recipe would say: the name and every field, defaults included."""
-        return {"name": self.name, **self.model_dump()}
+        """What a recipe would say, as plain data: the name and every field, defaults included."""
+        return {"name": self.name, **self.model_dump(mode="json")}
 
 
 T = TypeVar("T", bound=Registered)

@@ -1,0 +1,191 @@
+"""Plans by hand: which neurons stay, and that a budget is what was asked for."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from pathprune.models.seam import NeuronSite
+from pathprune.pruning import PrunePlan, make_plan
+
+
+def sites_of(*widths: int) -> list[NeuronSite]:
+    return [NeuronSite(f"blocks.{i}.mlp.fc2", i, nn.Linear(width, 1)) for i, width in enumerate(widths)]
+
+
+def plan_of(*rows: list[float], **settings) -> PrunePlan:
+    sites = sites_of(*map(len, rows))
+    return make_plan({s.name: torch.tensor(row) for s, row in zip(sites, rows, strict=True)}, sites=sites, **settings)
+
+
+def random_plan(*widths: int, seed: int = 0, **settings) -> PrunePlan:
+    generator = torch.Generator().manual_seed(seed)
+    return plan_of(*(torch.rand(width, generator=generator).tolist() for width in widths), **settings)
+
+
+def kept(plan: PrunePlan) -> list[list[int]]:
+    return [columns.tolist() for columns in plan.kept.values()]
+
+
+def kept_widths(plan: PrunePlan) -> list[int]:
+    return [row.kept for row in plan.table()]
+
+
+def test_uniform_keeps_the_best_of_every_block():
+    plan = plan_of([1, 4, 2, 3], [0.1, 0.2, 0.4, 0.3], ratio=0.5)
+    assert kept(plan) == [[1, 3], [2, 3]]
+    assert plan.neurons_removed == 0.5
+
+
+def test_global_keeps_the_best_wherever_they_are():
+    plan = plan_of([1, 4, 2, 3], [0.1, 5, 0.4, 0.3], ratio=0.5, scope="global")
+    assert kept(plan) == [[1, 2, 3], [1]]
+
+
+def test_global_by_mean_compares_neurons_with_their_block():
+    rows = [1, 4, 2, 3], [10.0, 50, 40, 30]  # over their means: .4, 1.6, .8, 1.2 and .31, 1.54, 1.23, .92
+    plan = plan_of(*rows, ratio=0.625, scope="global", normalize="mean")
+    assert kept(plan) == [[1], [1, 2]]
+
+
+def test_global_without_normalisation_takes_scores_as_they_are():
+    plan = plan_of([1, 4, 2, 3], [10, 50, 40, 30], ratio=0.5, scope="global")
+    assert kept(plan) == [[1], [1, 2, 3]]  # one neuron stays in block 0: min_width
+
+
+def test_global_gives_way_to_min_width_and_still_reaches_the_total():
+    plan = plan_of([1, 2, 3, 4], [5, 6, 7, 8], ratio=0.5, scope="global", min_width=2)
+    assert kept(plan) == [[2, 3], [2, 3]]
+    plan = plan_of([1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12], ratio=0.5, scope="global", min_width=1)
+    assert kept(plan) == [[3], [3], [0, 1, 2, 3]]
+    assert plan.neurons_removed == 0.5
+
+
+@pytest.mark.parametrize("scope", ["uniform", "global"])
+def test_ties_are_kept_in_order_of_site_and_column(scope):
+    plan = plan_of([1, 1, 1, 1], [1, 1, 1, 1], ratio=0.5, scope=scope)
+    assert kept(plan) == ([[0, 1], [0, 1]] if scope == "uniform" else [[0, 1, 2], [0]])
+
+
+def test_a_uniform_width_is_the_nearest_allowed_and_the_wider_of_two():
+    def width(dense: int, ratio: float, **settings) -> int:
+        return kept_widths(random_plan(dense, ratio=ratio, **settings))[0]
+
+    assert width(10, 0.7) == 3
+    assert width(5, 0.5) == 3  # 2.5: the wider
+    assert width(10, 0.55) == 5  # 4.5, although 10 * (1 - 0.55) is 4.4999… in binary
+    assert width(64, 0.5, round_to=8) == 32
+    assert width(64, 0.4, round_to=8) == 40  # 38.4
+    assert width(64, 0.42, round_to=8) == 40  # 37.12
+    assert width(64, 0.45, round_to=8) == 32  # 35.2
+    assert width(20, 0.05, round_to=8) == 20  # 19: the dense width is allowed as it is
+    assert width(20, 0.15, round_to=8) == 16  # 17
+    assert width(64, 0.0, round_to=48) == 64
+    assert width(64, 0.9, min_width=12) == 12
+    assert width(64, 0.9, min_width=12, round_to=8) == 16
+
+
+def test_a_block_that_min_width_keeps_above_its_ratio_is_logged(caplog):
+    plan = random_plan(64, ratio=0.9, min_width=32)
+    assert kept_widths(plan) == [32]
+    assert "block 0 keeps 32 of 64 neurons where ratio 0.9 asks for 6.4" in caplog.text
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_global_meets_its_total_with_allowed_widths_only(seed):
+    generator = torch.Generator().manual_seed(seed)
+    widths = (torch.randint(3, 9, (4,), generator=generator) * 7).tolist()
+    ratio = float(torch.rand((), generator=generator)) * 0.8
+    round_to = [1, 2, 4, 8][seed % 4]
+    plan = random_plan(*widths, seed=seed, ratio=ratio, scope="global", round_to=round_to, min_width=3)
+    asked = sum(widths) * (1 - ratio)
+    assert abs(sum(kept_widths(plan)) - asked) <= max(1, round_to / 2)
+    for row in plan.table():
+        assert row.kept >= 3
+        assert row.kept % round_to == 0 or row.kept == row.width
+
+
+def test_global_with_round_to_one_drops_nothing_better_than_what_it_keeps():
+    scores = [torch.rand(32, generator=torch.Generator().manual_seed(i)).tolist() for i in range(3)]
+    plan = plan_of(*scores, ratio=0.6, scope="global")
+    keep = torch.cat([torch.tensor(row)[columns] for row, columns in zip(scores, plan.kept.values(), strict=True)])
+    drop = torch.cat([torch.tensor(row)[plan.pruned(name)] for row, name in zip(scores, plan.kept, strict=True)])
+    assert len(keep) == 38  # 96 * 0.4 = 38.4
+    assert keep.min() > drop.max()
+
+
+def test_global_with_equal_scores_and_a_partial_last_step_keeps_allowed_widths():
+    plan = plan_of([0.1] * 20, [0.1] * 20, ratio=0.5, scope="global", round_to=8)
+    assert all(width in (8, 16, 20) for width in kept_widths(plan))
+
+
+def test_blocks_with_their_own_ratio_and_excluded_blocks_do_not_compete():
+    settings = {"block_ratios": {0: 0.25}, "exclude_blocks": [1]}
+    rows = [[1.0, 2, 3, 4], [0.0, 0, 0, 0], [5.0, 6, 7, 8], [50.0, 60, 70, 80]]
+    assert kept(plan_of(*rows, ratio=0.5, **settings)) == [[1, 2, 3], [0, 1, 2, 3], [2, 3], [2, 3]]
+    plan = plan_of(*rows, ratio=0.375, scope="global", **settings)
+    assert kept(plan) == [[1, 2, 3], [0, 1, 2, 3], [3], [0, 1, 2, 3]]
+    assert plan.neurons_removed == 4 / 16
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ratio": 1.2}, r"ratio 1\.2: must be in \[0, 1\) - the fraction of MLP neurons removed"),
+        ({"ratio": -0.1}, r"ratio -0\.1: must be in \[0, 1\)"),
+        ({"ratio": float("nan")}, "ratio nan: must be in"),
+        ({"block_ratios": {1: 1.0}}, r"ratio of block 1 1: must be in \[0, 1\)"),
+        ({"block_ratios": {7: 0.5}}, "block 7 does not exist; the model has blocks 0 … 1"),
+        ({"exclude_blocks": [-1]}, "block -1 does not exist"),
+        ({"exclude_blocks": [0], "block_ratios": {0: 0.1}}, "block 0 is excluded and has a ratio of its own"),
+        ({"exclude_blocks": [0, 1]}, "every block is excluded"),
+        ({"min_width": 9}, "min_width 9: block 0 has 8 neurons; choose 1 … 8, or exclude the block"),
+        ({"min_width": 0}, "min_width 0"),
+        ({"round_to": 0}, "round_to 0"),
+        ({"scope": "local"}, "scope 'local': choose from uniform, global"),
+        ({"normalize": "max"}, "normalize 'max': choose from none, mean"),
+        (
+            {"ratio": 0.9, "min_width": 6, "scope": "global"},
+            r"ratio 0\.9 cannot be met with min_width 6 and round_to 1: at most 0\.25 of these 16 neurons",
+        ),
+    ],
+)
+def test_settings_that_no_plan_can_meet_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        random_plan(8, 8, **settings)
+
+
+def test_normalising_by_a_mean_that_is_not_positive_is_refused():
+    with pytest.raises(ValueError, match=r"positive mean; that of blocks\.0\.mlp\.fc2 is -1"):
+        plan_of([-1.0, -1.0], [1.0, 2.0], scope="global", normalize="mean")
+
+
+def test_scores_of_another_model_are_refused():
+    with pytest.raises(ValueError, match=r"scores of blocks\.0\.mlp\.fc2 have shape \[3\]; the site has 4 neurons"):
+        make_plan({"blocks.0.mlp.fc2": torch.rand(3)}, sites=sites_of(4))
+
+
+def test_a_plan_survives_json():
+    plan = random_plan(8, 6, ratio=0.5)
+    again = PrunePlan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    assert again.table() == plan.table()
+    assert kept(again) == kept(plan)
+    assert again.neurons_removed == plan.neurons_removed == 0.5
+
+
+def test_a_plan_knows_what_goes_and_what_a_dry_run_shows():
+    plan = plan_of([1, 4, 2, 3], [1.0, 2.0], ratio=0.5)
+    assert plan.pruned("blocks.0.mlp.fc2").tolist() == [0, 2]
+    assert plan.table() == [("blocks.0.mlp.fc2", 0, 4, 2), ("blocks.1.mlp.fc2", 1, 2, 1)]
+
+
+@pytest.mark.parametrize("columns", [[], [1, 0], [0, 0], [-1, 2], [4], [0.5]])
+def test_columns_that_are_not_a_sorted_subset_are_refused(columns):
+    with pytest.raises(ValueError, match="must be sorted int64 columns"):
+        PrunePlan(kept={"a": torch.tensor(columns)}, widths={"a": 4}, blocks={"a": 0})
+
+
+def test_a_plan_of_other_sites_than_its_widths_is_refused():
+    with pytest.raises(ValueError, match="of the same sites"):
+        PrunePlan(kept={"a": torch.tensor([0])}, widths={"b": 4}, blocks={"a": 0})

@@ -1,0 +1,179 @@
+"""Surgery equals masking on every family, changes MLP widths only, and leaves the model at hand alone."""
+
+import copy
+
+import pytest
+import timm
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from pathprune.models.adapt import adapt
+from pathprune.models.seam import AdaptedModel
+from pathprune.pruning import PrunePlan, apply_plan, make_plan, masked, prune
+from pathprune.scoring import ScoresImportance
+
+TINY = {"img_size": 16, "patch_size": 8, "depth": 3, "embed_dim": 24, "num_heads": 3, "num_classes": 5}
+
+FAMILIES = {
+    "vit": ("vit_tiny_patch16_224", {}),
+    "layer-scale": ("deit3_small_patch16_224", {"init_values": 0.3}),
+    "registers": ("vit_small_patch14_reg4_dinov2", {"init_values": 0.3}),
+    "distilled": ("deit_tiny_distilled_patch16_224", {}),
+    "no-qkv-bias": ("vit_tiny_patch16_224", {"qkv_bias": False}),
+    "qk-norm": ("vit_tiny_patch16_224", {"qk_norm": True}),
+    "avgpool": ("vit_tiny_patch16_224", {"global_pool": "avg", "class_token": False}),
+    "other-size": ("vit_tiny_patch16_224", {"img_size": (24, 16), "in_chans": 1, "mlp_ratio": 1.5}),
+    "frozen-stem": ("vit_tiny_patch16_224", {}),
+}
+DTYPES = [(torch.float32, 1e-5), (torch.float64, 1e-12)]
+
+
+def make(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> AdaptedModel:
+    architecture, args = FAMILIES[name]
+    torch.manual_seed(seed)
+    model = timm.create_model(architecture, **{**TINY, **args}).to(dtype).eval()
+    for parameter in model.parameters():  # timm zeroes biases: a bias pruned wrongly would not be seen
+        nn.init.normal_(parameter, std=0.2)
+    if name == "frozen-stem":
+        model.patch_embed.requires_grad_(False)
+        model.blocks[0].requires_grad_(False)
+        model.blocks[1].train()
+    return adapt(model)
+
+
+def images_for(adapted: AdaptedModel) -> Tensor:
+    embed = adapted.model.patch_embed
+    return torch.randn(2, embed.proj.in_channels, *embed.img_size, dtype=embed.proj.weight.dtype)
+
+
+def random_plan(adapted: AdaptedModel, *, seed: int = 0, **settings) -> PrunePlan:
+    generator = torch.Generator().manual_seed(seed)
+    scores = {site.name: torch.rand(site.width, generator=generator) for site in adapted.sites}
+    return make_plan(scores, sites=adapted.sites, **settings)
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_only_mlps_narrowed(dense: dict[str, Tensor], pruned: dict[str, Tensor], plan: PrunePlan) -> None:
+    assert dense.keys() == pruned.keys()
+    expected = dict(dense)
+    for name, kept in plan.kept.items():
+        mlp = name.removesuffix(".fc2")
+        expected[f"{mlp}.fc1.weight"] = dense[f"{mlp}.fc1.weight"][kept]
+        expected[f"{mlp}.fc1.bias"] = dense[f"{mlp}.fc1.bias"][kept]
+        expected[f"{mlp}.fc2.weight"] = dense[f"{mlp}.fc2.weight"][:, kept]
+    for name, tensor in expected.items():
+        assert torch.equal(pruned[name], tensor), name
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES, ids=["float32", "float64"])
+@pytest.mark.parametrize("scope", ["uniform", "global"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_pruned_equals_masked_and_only_mlps_are_narrowed(name, scope, dtype, tolerance):
+    adapted = make(name, dtype=dtype)
+    before = snapshot(adapted.model)
+    images = images_for(adapted)
+    plan = random_plan(adapted, ratio=0.6, scope=scope)
+    pruned = apply_plan(adapted, plan=plan)
+    with torch.no_grad(), masked(adapted, plan=plan):
+        expected = adapted.model(images)
+    torch.testing.assert_close(pruned.model(images), expected, rtol=tolerance, atol=tolerance)
+    assert (adapted.model(images) - expected).abs().max() > 1e-3  # the mask is off again, and was no mere formality
+    assert_only_mlps_narrowed(before, pruned.model.state_dict(), plan)
+    assert [site.width for site in pruned.sites] == [len(kept) for kept in plan.kept.values()]
+    assert all(torch.equal(tensor, before[key]) for key, tensor in adapted.model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_pruned_model_is_pruned_again(name):
+    adapted = make(name)
+    images = images_for(adapted)
+    once = prune(adapted, plan=random_plan(adapted, ratio=0.4, scope="global"))
+    assert len({site.width for site in once.sites}) > 1
+    plan = random_plan(once, seed=1, ratio=0.5)
+    twice = prune(once, plan=plan)
+    with masked(once, plan=plan):
+        expected = once.model(images)
+    torch.testing.assert_close(twice.model(images), expected, rtol=1e-12, atol=1e-12)
+    assert_only_mlps_narrowed(once.model.state_dict(), twice.model.state_dict(), plan)
+
+
+def test_modes_gradient_flags_and_hooks_survive():
+    adapted = make("frozen-stem")
+    pruned = apply_plan(adapted, plan=random_plan(adapted))
+    for module, original in zip(pruned.model.modules(), adapted.model.modules(), strict=True):
+        assert module.training == original.training
+        assert len(module._forward_hooks) == len(original._forward_hooks) == 0
+    originals = dict(adapted.model.named_parameters())
+    for name, parameter in pruned.model.named_parameters():
+        assert parameter.requires_grad == originals[name].requires_grad
+        assert parameter.grad is None
+
+
+def test_surgery_works_where_gradients_are_off():
+    adapted = make("vit")
+    plan = random_plan(adapted)
+    with torch.no_grad():
+        pruned = apply_plan(adapted, plan=plan)
+    assert_only_mlps_narrowed(adapted.model.state_dict(), pruned.model.state_dict(), plan)
+
+
+def test_a_plan_that_removes_nothing_gives_the_same_model():
+    adapted = make("vit")
+    pruned = apply_plan(adapted, plan=random_plan(adapted, ratio=0.0))
+    assert pruned.model is not adapted.model
+    assert all(torch.equal(a, b) for a, b in zip(pruned.model.parameters(), adapted.model.parameters(), strict=True))
+
+
+def test_a_plan_for_another_width_is_refused():
+    adapted = make("vit")
+    plan = random_plan(adapted)
+    narrower = apply_plan(adapted, plan=plan)
+    with pytest.raises(ValueError, match=r"the plan is for neurons .* make a new plan"):
+        apply_plan(narrower, plan=plan)
+    with pytest.raises(ValueError, match="make a new plan"), masked(narrower, plan=plan):
+        pass
+
+
+def test_a_neuron_that_reaches_beyond_its_mlp_is_refused():
+    adapted = make("vit")
+    adapted.model.blocks[1].mlp.norm = nn.LayerNorm(96).double()  # put in after adapt() has looked
+    with pytest.raises(ValueError, match=r"blocks\.1\.mlp\.fc2 cannot be removed on their own.*blocks\.1\.mlp\.norm"):
+        apply_plan(adapted, plan=random_plan(adapted))
+
+
+def test_a_model_of_unknown_image_size_needs_example_images():
+    adapted = make("vit")
+    adapted.model.patch_embed.img_size = None
+    adapted.model.patch_embed.strict_img_size = False
+    plan = random_plan(adapted)
+    with pytest.raises(ValueError, match="pass example_images"):
+        apply_plan(adapted, plan=plan)
+    example = torch.zeros(2, 3, 16, 16)
+    assert apply_plan(adapted, plan=plan, example_images=example).sites[0].width == 48
+
+
+@pytest.mark.filterwarnings("ignore:Unwrapped parameters detected")
+def test_torch_prunings_own_pruner_changes_mlp_widths_only_when_given_our_scores():
+    adapted = make("distilled")
+    dense = copy.deepcopy(adapted.model.state_dict())
+    images = images_for(adapted)
+    generator = torch.Generator().manual_seed(0)
+    scores = {site.name: torch.rand(site.width, generator=generator) for site in adapted.sites}
+    plan = make_plan(scores, sites=adapted.sites, ratio=0.5, scope="global")
+    pruner = tp.pruner.BasePruner(
+        adapted.model,
+        images,
+        importance=ScoresImportance(scores, adapted=adapted),
+        global_pruning=True,
+        pruning_ratio=0.5,
+    )
+    pruner.step()
+    assert_only_mlps_narrowed(dense, adapted.model.state_dict(), plan)
+    down = adapted.sites[0].down
+    group = pruner.DG.get_pruning_group(down, tp.prune_linear_in_channels, list(range(down.in_features)))
+    with pytest.raises(ValueError, match="the model was pruned since; score it again"):
+        pruner.importance(group)

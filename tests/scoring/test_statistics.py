@@ -1,0 +1,118 @@
+"""Streamed moments against torch.var over all rows at once."""
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+from pathprune.models.adapt import adapt
+from pathprune.models.seam import AdaptedModel
+from pathprune.scoring import ActivationStatistics, Moments, ScoringContext, collect_statistics, score
+
+TINY = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 3, "num_classes": 5}
+
+
+def make() -> AdaptedModel:
+    torch.manual_seed(0)
+    return adapt(timm.create_model("vit_tiny_patch16_224", **TINY).double())
+
+
+def batches_of(images: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+    return [(part, torch.zeros(len(part), dtype=torch.int64)) for part in images.split(size)]
+
+
+def hidden_rows(adapted: AdaptedModel, images: Tensor) -> list[Tensor]:
+    """Per block [N, W], by the steps of the seam rather than by hooks."""
+    adapted.model.eval()
+    rows, h = [], adapted.stem(images)
+    for index in range(len(adapted.sites)):
+        m, u = adapted.open_block(index, h)
+        rows.append(u.flatten(0, 1).detach())
+        h = adapted.close_block(index, m, u)
+    return rows
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_moments_are_those_of_all_rows_at_once(size):
+    adapted = make()
+    images = torch.randn(7, 3, 16, 16, dtype=torch.float64)
+    statistics = collect_statistics(adapted, batches_of(images, size))
+    for site, rows in zip(adapted.sites, hidden_rows(adapted, images), strict=True):
+        moments = statistics.sites[site.name]
+        assert moments.num_rows == 7 * 5
+        torch.testing.assert_close(moments.mean, rows.mean(0), rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(moments.variance, rows.var(0, correction=0), rtol=1e-12, atol=1e-14)
+
+
+def test_merging_is_stable_where_sums_of_squares_are_not():
+    rows = 1e8 + torch.randn(1000, 3, dtype=torch.float64)
+    first, *rest = [Moments.of(part) for part in rows.split(10)]
+    for moments in rest:
+        first = first.merge(moments)
+    torch.testing.assert_close(first.variance, rows.var(0, correction=0), rtol=1e-6, atol=0)
+
+
+def test_more_rows_than_a_chunk(monkeypatch):
+    adapted = make()
+    images = torch.randn(7, 3, 16, 16, dtype=torch.float64)
+    whole = collect_statistics(adapted, batches_of(images, 7))
+    monkeypatch.setattr("pathprune.scoring.statistics._CHUNK_ROWS", 4)
+    for site in adapted.sites:
+        chunked = collect_statistics(adapted, batches_of(images, 7)).sites[site.name]
+        assert chunked.num_rows == 35
+        torch.testing.assert_close(chunked.variance, whole.sites[site.name].variance, rtol=1e-12, atol=1e-14)
+
+
+def test_the_model_is_left_as_it_was():
+    adapted = make()
+    adapted.model.train()
+    collect_statistics(adapted, batches_of(torch.randn(2, 3, 16, 16), 2))  # float32 images for a float64 model
+    assert all(module.training for module in adapted.model.modules())
+    assert not any(module._forward_pre_hooks for module in adapted.model.modules())
+    assert all(parameter.requires_grad for parameter in adapted.model.parameters())
+
+
+def test_no_images_are_refused():
+    with pytest.raises(ValueError, match="need at least one image"):
+        collect_statistics(make(), [])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_activations_that_are_not_finite_name_the_first_such_block(bad):
+    adapted = make()
+    adapted.model.blocks[1].mlp.fc1.bias.data[3] = bad
+    with pytest.raises(ValueError, match=r"block 1: the MLP's hidden activations \(blocks\.1\.mlp\.fc2\) are NaN or"):
+        collect_statistics(adapted, batches_of(torch.randn(2, 3, 16, 16), 2))
+    assert not any(module._forward_pre_hooks for module in adapted.model.modules())
+
+
+def test_saved_statistics_come_back(tmp_path):
+    adapted = make()
+    statistics = collect_statistics(adapted, batches_of(torch.randn(3, 3, 16, 16), 2))
+    statistics.save(tmp_path / "statistics.safetensors")
+    again = ActivationStatistics.load(tmp_path / "statistics.safetensors")
+    assert list(again.sites) == list(statistics.sites)
+    for name, moments in statistics.sites.items():
+        assert again.sites[name].num_rows == moments.num_rows == 15
+        assert torch.equal(again.sites[name].mean, moments.mean)
+        assert torch.equal(again.sites[name].variance, moments.variance)
+
+
+def test_another_file_is_no_statistics(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="holds no activation statistics of schema version 1"):
+        ActivationStatistics.load(tmp_path / "other.safetensors")
+
+
+def test_variance_criteria_by_hand():
+    adapted = make()
+    images = torch.randn(7, 3, 16, 16, dtype=torch.float64)
+    context = ScoringContext(adapted, statistics=collect_statistics(adapted, batches_of(images, 3)))
+    plain, weighted = score(context, criterion="variance"), score(context, criterion="variance-weighted")
+    for site, rows in zip(adapted.sites, hidden_rows(adapted, images), strict=True):
+        variance = torch.var(rows, dim=0, correction=0)
+        torch.testing.assert_close(plain[site.name], variance, rtol=1e-12, atol=1e-14)
+        columns = torch.stack([site.down.weight[:, j].detach().norm() ** 2 for j in range(site.width)])
+        torch.testing.assert_close(weighted[site.name], variance * columns, rtol=1e-12, atol=1e-16)
