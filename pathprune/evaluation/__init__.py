@@ -1,1 +1,26 @@
-"""Evaluate models: accuracy with intervals, agreement, cost, latency."""
+"""Evaluate models: accuracy with intervals, agreement, cost and latency."""
+
+from pathprune.evaluation.cost import count_macs, count_params, mlp_mac_share, size_on_disk
+from pathprune.evaluation.evaluator import Evaluation, check_same_images, evaluate_model
+from pathprune.evaluation.intervals import Interval, PairedComparison, Retention, compare, retention, top1_ci
+from pathprune.evaluation.latency import LatencyResult, Speedup, measure_latency, speedup
+
+__all__ = [
+    "Evaluation",
+    "Interval",
+    "LatencyResult",
+    "PairedComparison",
+    "Retention",
+    "Speedup",
+    "check_same_images",
+    "compare",
+    "count_macs",
+    "count_params",
+    "evaluate_model",
+    "measure_latency",
+    "mlp_mac_share",
+    "retention",
+    "size_on_disk",
+    "speedup",
+    "top1_ci",
+]

@@ -1,6 +1,6 @@
 """The model seam: which neurons a model has, and how to run it in steps around them.
 
-Everything else in the package sees a model through `AdaptedModel`; architecture names appear in `pathprune.models` only.
+All else in the package sees a model through `AdaptedModel`; architecture names appear in `pathprune.models` only.
 """
 
 from __future__ import annotations

@@ -1,0 +1,218 @@
+"""Load a classifier from wherever it is: timm's registry, a hub, a folder, a weights file, or the package itself."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import is_model
+from torch import Tensor, nn
+
+from pathprune.models.architecture import Architecture, class_names_of, data_config_of, unknown_model
+from pathprune.models.checkpoint import CONFIG_FILE, is_pruned_folder, load_pruned
+from pathprune.models.weights import CheckpointError, fill_weights, read_weights
+
+log = logging.getLogger(__name__)
+
+DEMO = "demo"
+DEMO_FOLDER = Path(str(resources.files("pathprune"))) / "demo" / "model"
+
+_FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A classifier, and what is needed to feed it, to read its answers and to build it again."""
+
+    model: nn.Module
+    data_config: dict[str, Any]  # as timm.data.create_transform takes it
+    class_names: tuple[str, ...] | None
+    architecture: Architecture
+    source: str
+
+
+def load_model(
+    name: str,
+    *,
+    checkpoint: str | Path | None = None,
+    pretrained: bool = True,
+    num_classes: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    model_args: Mapping[str, Any] | None = None,
+) -> LoadedModel:
+    """Load a model: on the CPU, in eval mode, float32 (a pruned folder: the dtypes that it was saved in).
+
+    - `name`: a timm name, `hf-hub:owner/model`, a folder (plain or `local-dir:`) in timm's format or written by
+      `save_pruned`, or `demo`.
+    - `checkpoint`: a `.safetensors`, `.pth` or `.pt` file, instead of the weights that belong to the name.
+    - `pretrained`: False without a checkpoint gives random weights.
+    - `num_classes`, `image_size`: by default those of the weights. A head of another size is refused, except that hub
+      weights get a new, untrained one (a warning says so); position embeddings are resized.
+    - `model_args`: further arguments of `timm.create_model`.
+
+    Raises `CheckpointError` (a `ValueError`) with one line that says what is wrong and what to do.
+    """
+    folder = _folder(name)
+    args = dict(model_args or {})
+    if num_classes is not None:
+        args["num_classes"] = num_classes
+    if image_size is not None:
+        args["img_size"] = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if folder is not None and is_pruned_folder(folder):
+        if checkpoint is not None:
+            raise CheckpointError(
+                f"{folder} is a pruned checkpoint with its own weights; leave out checkpoint={checkpoint}"
+            )
+        return _described(_pruned(folder, args), str(folder))
+    if folder is not None:
+        _check_timm_folder(folder)
+        weights = Path(checkpoint).expanduser() if checkpoint else _folder_weights(folder) if pretrained else None
+        return _described(_filled(f"local-dir:{folder}", args, weights), str(weights or folder))
+    if not name.startswith("hf-hub:") and not is_model(name.partition(".")[0]):
+        raise CheckpointError(unknown_model(name))
+    if checkpoint is not None or not pretrained:
+        weights = Path(checkpoint).expanduser() if checkpoint else None
+        return _described(_filled(name, args, weights), str(weights or name))
+    model = _create(name, args, pretrained=True)
+    stored = model.pretrained_cfg.get("num_classes")
+    if num_classes is not None and stored != num_classes:
+        log.warning("%s has weights for %s classes: its head for %d is new and untrained", name, stored, num_classes)
+    return _described(model, name)
+
+
+def _described(model: nn.Module, source: str) -> LoadedModel:
+    return LoadedModel(
+        model=model.eval(),
+        data_config=data_config_of(model),
+        class_names=class_names_of(model),
+        architecture=Architecture.of(model),
+        source=source,
+    )
+
+
+def _folder(name: str) -> Path | None:
+    """The folder that `name` means, if it means one; raises where it does not exist."""
+    if name == DEMO:
+        if not DEMO_FOLDER.is_dir():
+            raise CheckpointError(
+                f"the demo model is missing from this installation ({DEMO_FOLDER}); reinstall pathprune"
+            )
+        return DEMO_FOLDER
+    if name.startswith("hf-hub:"):
+        return None
+    path = Path(name.removeprefix("local-dir:")).expanduser()
+    is_path = name.startswith(("local-dir:", ".", "~")) or "/" in name or "\\" in name
+    if is_path or (path.is_dir() and not is_model(name)):
+        if path.is_file():
+            raise CheckpointError(f"{path} is a file; give the model's timm name, and the file as checkpoint")
+        if not path.is_dir():
+            hint = f"for a model on the hub write hf-hub:{name}" if name.count("/") == 1 else "give an existing one"
+            raise CheckpointError(f"folder {path} does not exist; {hint}")
+        return path
+    return None
+
+
+def _check_timm_folder(folder: Path) -> None:
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} has no readable {CONFIG_FILE}; give a folder that timm or pathprune saved"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE} is not valid JSON: {error}") from error
+    architecture = config.get("architecture") if isinstance(config, dict) else None
+    if not isinstance(architecture, str):
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} names no timm architecture (a Transformers model, perhaps); give a folder that "
+            "timm or pathprune saved"
+        )
+    if not is_model(architecture):
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {unknown_model(architecture)}")
+
+
+def _folder_weights(folder: Path) -> Path:
+    for name in _FOLDER_WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"{folder} holds no weights; one of {', '.join(_FOLDER_WEIGHTS)} is needed")
+
+
+def _pruned(folder: Path, args: Mapping[str, Any]) -> nn.Module:
+    """Load a pruned folder; `args` may confirm what it is, not change it."""
+    model = load_pruned(folder)
+    has = Architecture.of(model).args
+    for key, value in args.items():
+        if has.get(key) != value:
+            raise CheckpointError(f"{folder} is a pruned model with {key}={has.get(key)}, which cannot become {value}")
+    return model
+
+
+def _filled(name: str, args: Mapping[str, Any], weights: Path | None) -> Any:
+    """Make a model and put the weights of a file into it; sizes that are not given come from the weights."""
+    if weights is None:
+        return _create(name, args)
+    state = read_weights(weights)
+    model = _create(name, args)
+    inferred = {key: value for key, value in _sizes(model, state).items() if key not in args}
+    if inferred:
+        model = _create(name, {**args, **inferred})
+    has, asked = _head_size(model, state), args.get("num_classes")
+    if asked is not None and has is not None and has != asked:
+        raise CheckpointError(
+            f"{weights} has a head of {has} classes, num_classes asks for {asked}; leave out num_classes, or train a "
+            "new head first"
+        )
+    # timm's own translation of checkpoints in other layouts; resizes position embeddings too
+    translate = getattr(importlib.import_module(type(model).__module__), "checkpoint_filter_fn", None)
+    if translate is not None:
+        state = translate(state, model)
+    fill_weights(model, state, source=str(weights), advice="check the model's name, num_classes and image_size")
+    return model
+
+
+def _create(name: str, args: Mapping[str, Any], *, pretrained: bool = False) -> Any:
+    try:
+        return timm.create_model(name, pretrained=pretrained, **args)
+    except OSError as error:
+        raise CheckpointError(
+            f"no weights for '{name}': the hub cannot be reached or does not have them ({_first_line(error)}); with "
+            "the weights in a file, pass it as checkpoint"
+        ) from error
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        given = f" with {dict(args)}" if args else ""
+        raise CheckpointError(f"timm cannot make '{name}'{given}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _sizes(model: Any, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Head and image size of the weights, where they differ from the model's."""
+    sizes: dict[str, Any] = {}
+    head = _head_size(model, state)
+    if head is not None and head != model.num_classes:
+        sizes["num_classes"] = head
+    stored, own = state.get("pos_embed"), getattr(model, "pos_embed", None)
+    if stored is not None and own is not None and stored.shape[1] != own.shape[1]:
+        num_patches = stored.shape[1] - (own.shape[1] - model.patch_embed.num_patches)
+        rows = math.isqrt(max(num_patches, 0))
+        if rows * rows == num_patches:
+            sizes["img_size"] = tuple(rows * size for size in model.patch_embed.patch_size)
+    return sizes
+
+
+def _head_size(model: Any, state: Mapping[str, Tensor]) -> int | None:
+    classifiers = model.pretrained_cfg.get("classifier") or "head"
+    first = classifiers if isinstance(classifiers, str) else classifiers[0]
+    weight = state.get(f"{first}.weight")
+    return None if weight is None else len(weight)

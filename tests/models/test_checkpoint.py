@@ -1,0 +1,294 @@
+"""Pruned checkpoints: the same logits after a round trip, and a clear refusal of anything that does not fit."""
+
+import json
+import pickle
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from timm.data import resolve_model_data_config
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from pathprune.models.adapt import adapt
+from pathprune.models.checkpoint import is_pruned_folder, load_pruned, read_pruned_config, save_pruned
+
+TINY = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2, "num_classes": 5}
+WIDTHS = (7, 40)
+
+
+def make(architecture: str = "vit_tiny_patch16_224", *, widths: tuple[int, ...] | None = WIDTHS, **args) -> nn.Module:
+    """A tiny model, every parameter random, its MLPs narrowed to `widths`."""
+    torch.manual_seed(0)
+    model = timm.create_model(architecture, **{**TINY, **args}).eval()
+    for block, width in zip(model.blocks, widths or (), strict=widths is not None):
+        block.mlp.fc1, block.mlp.fc2 = nn.Linear(24, width), nn.Linear(width, 24)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def images(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "args"),
+    [
+        ("vit_tiny_patch16_224", {}),
+        ("deit_tiny_distilled_patch16_224", {}),
+        ("deit3_small_patch16_224", {}),
+        ("vit_small_patch14_dinov2", {}),
+        ("vit_small_patch14_reg4_dinov2", {}),
+        ("vit_tiny_patch16_224", {"global_pool": "avg", "class_token": False}),
+        ("vit_tiny_patch16_224", {"act_layer": "relu", "drop_path_rate": 0.1, "qkv_bias": False}),
+        ("vit_tiny_patch16_224.augreg_in21k", {"mlp_ratio": 2.0}),
+        ("vit_tiny_patch16_224", {"img_size": (16, 24), "in_chans": 1}),
+    ],
+)
+def test_logits_are_the_same_to_the_bit_after_reload(tmp_path, architecture, args):
+    model = make(architecture, **args)
+    size = (args.get("in_chans", 3), *args.get("img_size", (32, 32)))
+    batch = torch.randn(2, *size)
+    again = load_pruned(save_pruned(model, tmp_path / "pruned"))
+    with torch.inference_mode():
+        assert torch.equal(again(batch), model(batch))
+    assert not again.training
+    assert [site.width for site in adapt(again).sites] == list(WIDTHS)
+    assert resolve_model_data_config(again)["input_size"] == size
+    # a second round trip starts from what the first one made
+    twice = load_pruned(save_pruned(again, tmp_path / "again"))
+    assert read_pruned_config(tmp_path / "again") == read_pruned_config(tmp_path / "pruned")
+    with torch.inference_mode():
+        assert torch.equal(twice(batch), model(batch))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_dtypes_are_kept(tmp_path, dtype):
+    model = make().to(dtype)
+    again = load_pruned(save_pruned(model, tmp_path / "pruned"))
+    assert {parameter.dtype for parameter in again.parameters()} == {dtype}
+    with torch.inference_mode():
+        assert torch.equal(again(images(dtype)), model(images(dtype)))
+
+
+def test_a_head_changed_after_creation_is_read_off_the_model(tmp_path):
+    model = make()
+    model.reset_classifier(3, global_pool="avg")
+    again = load_pruned(save_pruned(model, tmp_path / "pruned"))
+    with torch.inference_mode():
+        assert torch.equal(again(images()), model(images()))
+    assert again(images()).shape == (3, 3)
+
+
+def test_saving_and_loading_touch_neither_model_nor_random_state(tmp_path):
+    model = make().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.get_rng_state()
+    again = load_pruned(save_pruned(model, tmp_path / "pruned"))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in again.parameters())
+
+
+def test_config_says_all_that_is_known(tmp_path):
+    model = make()
+    kept = {"blocks.0.mlp.fc2": torch.arange(7), "blocks.1.mlp.fc2": torch.arange(0, 80, 2)}
+    data = {"input_size": (3, 32, 32), "mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 1.0), "crop_pct": 1.0}
+    data |= {"interpolation": "bilinear", "crop_mode": "center"}
+    names = ["ant", "bee", "cat", "dog", "emu"]
+    save_pruned(
+        model,
+        tmp_path / "p",
+        data_config=data,
+        class_names=names,
+        kept=kept,
+        provenance={"criterion": "path", "n": [1]},
+    )
+    config = read_pruned_config(tmp_path / "p")
+    assert config.widths == {"blocks.0.mlp.fc2": 7, "blocks.1.mlp.fc2": 40}
+    assert config.kept == {site: columns.tolist() for site, columns in kept.items()}
+    assert config.provenance == {"criterion": "path", "n": [1]}
+    assert config.class_names == tuple(names)
+    again = load_pruned(tmp_path / "p")
+    assert resolve_model_data_config(again) == data
+    assert again.pretrained_cfg["label_names"] == tuple(names)
+    assert json.loads((tmp_path / "p" / "config.json").read_text())["version"] == 1
+
+
+def test_tied_parameters_stay_tied_and_views_are_separated(tmp_path):
+    model = make(widths=(40, 40))
+    model.blocks[1].mlp.fc1.weight = model.blocks[0].mlp.fc1.weight
+    memory = torch.randn(48)
+    model.norm.weight.data, model.norm.bias.data = memory[:24], memory[24:]
+    again = load_pruned(save_pruned(model, tmp_path / "pruned"))
+    assert again.blocks[1].mlp.fc1.weight is again.blocks[0].mlp.fc1.weight
+    assert "blocks.1.mlp.fc1.weight" not in load_file(tmp_path / "pruned" / "model.safetensors")
+    with torch.inference_mode():
+        assert torch.equal(again(images()), model(images()))
+
+
+def test_a_model_that_timm_did_not_make_needs_its_architecture(tmp_path):
+    torch.manual_seed(0)
+    model = VisionTransformer(**TINY).eval()
+    with pytest.raises(ValueError, match=r"timm\.create_model did not make this VisionTransformer.*pass architecture="):
+        save_pruned(model, tmp_path / "pruned")
+    save_pruned(model, tmp_path / "pruned", architecture={"name": "vit_tiny_patch16_224", "args": TINY})
+    with torch.inference_mode():
+        assert torch.equal(load_pruned(tmp_path / "pruned")(images()), model(images()))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({**TINY, "num_classes": 6}, r"cannot be saved: .*does not fit the model: .*pass architecture="),
+        (
+            {**TINY, "depth": 3},
+            r"cannot be saved: .*2 sites, the model has 3; .*blocks\.2\.mlp\.fc2; pass architecture=",
+        ),
+        ({**TINY, "num_heads": 3}, r"cannot be saved: built again it gives other logits; pass architecture="),
+        ({**TINY, "act_layer": "relu"}, r"built again it gives other logits; pass architecture="),
+        ({**TINY, "nonsense": 1}, r"timm cannot make vit_tiny_patch16_224 with .*nonsense"),
+        ({**TINY, "checkpoint_path": "x.pth"}, r"checkpoint_path cannot be among the args"),
+        ({**TINY, "act_layer": nn.ReLU}, r"act_layer=.* cannot be written as JSON"),
+    ],
+)
+def test_an_architecture_that_is_not_the_models_is_refused_and_nothing_is_left(tmp_path, args, message):
+    model = make()
+    with pytest.raises(ValueError, match=message):
+        save_pruned(model, tmp_path / "pruned", architecture={"name": "vit_tiny_patch16_224", "args": args})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unsupported_models_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="ResNet is not supported"):
+        save_pruned(timm.create_model("resnet18"), tmp_path / "pruned")
+
+
+def test_an_earlier_checkpoint_is_replaced_and_nothing_else_is(tmp_path):
+    model = make()
+    folder = tmp_path / "pruned"
+    folder.mkdir()
+    save_pruned(model, folder, provenance={"n": 1})
+    save_pruned(model, folder, provenance={"n": 2})
+    assert read_pruned_config(folder).provenance == {"n": 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
+
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds files that are no pruned checkpoint's"):
+        save_pruned(model, folder)
+    assert (folder / "notes.txt").read_text() == "mine"
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="choose a new or empty folder"):
+        save_pruned(model, other)
+    with pytest.raises(ValueError, match="is a file"):
+        save_pruned(model, other / "config.json")
+
+
+def test_a_failed_replacement_keeps_the_earlier_checkpoint(tmp_path):
+    model = make()
+    save_pruned(model, tmp_path / "pruned", provenance={"n": 1})
+    with pytest.raises(ValueError, match="other logits"):
+        save_pruned(
+            model, tmp_path / "pruned", architecture={"name": "vit_tiny_patch16_224", "args": {**TINY, "num_heads": 3}}
+        )
+    assert read_pruned_config(tmp_path / "pruned").provenance == {"n": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
+
+
+def test_wrong_extras_are_refused(tmp_path):
+    model = make()
+    with pytest.raises(ValueError, match="got 2 class names for 5 classes"):
+        save_pruned(model, tmp_path / "p", class_names=["a", "b"])
+    with pytest.raises(ValueError, match="kept columns are not as many"):
+        save_pruned(model, tmp_path / "p", kept={"blocks.0.mlp.fc2": torch.arange(7)})
+    with pytest.raises(ValueError, match="must be plain JSON"):
+        save_pruned(model, tmp_path / "p", provenance={"tensor": torch.ones(1)})
+
+
+def edit_config(folder, **changes):
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": 2}, r"version 2 of the format, this pathprune reads version 1"),
+        ({"format": "other"}, r"no checkpoint that save_pruned wrote"),
+        (
+            {"widths": {"blocks.0.mlp.fc2": 8, "blocks.1.mlp.fc2": 40}},
+            r"gives blocks\.0\.mlp\.fc2 8 neurons.*\[24, 7\]",
+        ),
+        ({"widths": {"blocks.0.mlp.fc2": 10**12, "blocks.1.mlp.fc2": 40}}, r"do not belong together"),
+        ({"widths": {"blocks.0.mlp.fc2": "7", "blocks.1.mlp.fc2": 40}}, r"gives blocks\.0\.mlp\.fc2 '7' neurons"),
+        ({"widths": {"blocks.0.mlp.fc2": 7}}, r"widths for 1 sites, the model has 2; .*blocks\.1\.mlp\.fc2"),
+        ({"widths": None}, r"widths must be an object, got None"),
+        ({"code": "import os"}, r"unknown \['code'\]"),
+        (
+            {"architecture": {"name": "vit_tinny_patch16_224", "args": {}}},
+            r"unknown model .*did you mean vit_tiny_patch16",
+        ),
+        ({"architecture": {"name": "hf-hub:someone/model", "args": {}}}, r"unknown model 'hf-hub:someone/model'"),
+        (
+            {"architecture": {"name": "vit_tiny_patch16_224", "args": {"pretrained": True}}},
+            r"pretrained cannot be among",
+        ),
+        ({"architecture": ["vit_tiny_patch16_224"]}, r"an architecture is a timm name or"),
+        ({"tied": {"blocks.0.nothing": "norm.weight"}}, r"ties blocks\.0\.nothing to norm\.weight"),
+    ],
+)
+def test_an_altered_config_is_refused(tmp_path, changes, message):
+    save_pruned(make(), tmp_path / "p")
+    edit_config(tmp_path / "p", **changes)
+    with pytest.raises(ValueError, match=message):
+        load_pruned(tmp_path / "p")
+
+
+def test_altered_weights_are_refused(tmp_path):
+    save_pruned(make(), tmp_path / "p")
+    file = tmp_path / "p" / "model.safetensors"
+    tensors = load_file(file)
+    for change, message in [
+        ({"head.weight": None}, r"does not fit the model: 1 missing \(head\.weight\)"),
+        ({"extra": torch.ones(1)}, r"1 unexpected \(extra\)"),
+        ({"head.bias": torch.ones(4)}, r"1 of another shape \(head\.bias \[4\] instead of \[5\]\)"),
+        ({"blocks.1.mlp.fc2.weight": None}, r"gives blocks\.1\.mlp\.fc2 40 neurons, .* holds no such weight"),
+    ]:
+        save_file({name: tensor for name, tensor in {**tensors, **change}.items() if tensor is not None}, file)
+        with pytest.raises(ValueError, match=message):
+            load_pruned(tmp_path / "p")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match="as safetensors"):
+        load_pruned(tmp_path / "p")
+    file.unlink()
+    with pytest.raises(ValueError, match=r"model\.safetensors does not exist"):
+        load_pruned(tmp_path / "p")
+
+
+class Bomb:
+    def __reduce__(self):
+        return pytest.fail, ("the pickle ran",)
+
+
+def test_a_pickle_under_the_weights_name_is_not_run(tmp_path):
+    save_pruned(make(), tmp_path / "p")
+    (tmp_path / "p" / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ValueError, match="as safetensors"):
+        load_pruned(tmp_path / "p")
+
+
+def test_other_folders_are_no_pruned_checkpoints(tmp_path):
+    assert not is_pruned_folder(tmp_path)
+    with pytest.raises(ValueError, match="no pruned checkpoint"):
+        load_pruned(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    assert not is_pruned_folder(tmp_path)
+    with pytest.raises(ValueError, match="not valid JSON"):
+        load_pruned(tmp_path)
+    save_pruned(make(), tmp_path / "p")
+    assert is_pruned_folder(tmp_path / "p")
