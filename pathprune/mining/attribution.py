@@ -11,8 +11,9 @@ the gradient of every neuron of layer `l` and the summed gradient of all neurons
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -163,8 +164,7 @@ class JointAttribution:
         v = torch.where(chosen_BRW, self.alpha_M[:, None, None, None] * a_BRW, a_BRW).flatten(0, 1)
         dv = chosen_BRW.repeat(len(self.alpha_M), 1, 1)
         u, du = self._clamped(prefix.u_NTW, v), self._clamped(prefix.du_NTW, dv)
-        # fused attention has no forward-mode derivative
-        with self.autocast(), sdpa_kernel(SDPBackend.MATH):
+        with self.autocast(), _forward_mode():
             result = torch.func.jvp(function, (prefix.m_NTD, u), (prefix.dm_NTD, du))
         return result[0], result[1]
 
@@ -172,6 +172,15 @@ class JointAttribution:
         """The hidden rows, with those of the clamped tokens replaced."""
         v = v_NRW.to(u_NTW.dtype)
         return v if self.rows is None else u_NTW.index_copy(1, self.rows, v)
+
+
+@contextmanager
+def _forward_mode() -> Iterator[None]:
+    """Where forward-mode derivatives are taken: fused attention has none."""
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        # torch compiles its own forward-mode formulas with it on first use
+        warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
+        yield
 
 
 def _moved(x: Tensor, step: Tensor, tangent: Tensor) -> Tensor:

@@ -1,0 +1,103 @@
+"""The definition of neuron paths read literally, one image, one node and one layer at a time; for tests only.
+
+Shares nothing with the package: hidden rows are clamped by hooks on `fc2`, every clamped value is a leaf of its own.
+"""
+
+import numpy as np
+import torch
+
+
+def quadrature(rule, nodes):
+    if rule == "left-riemann":
+        return [(i / nodes, 1 / nodes) for i in range(nodes)]
+    points, weights = np.polynomial.legendre.leggauss(nodes)
+    return [((x + 1) / 2, w / 2) for x, w in zip(points.tolist(), weights.tolist(), strict=True)]
+
+
+class Reference:
+    """One image `[C, H, W]` seen by a timm model in eval mode; `objective` maps its output `[1, K]` to a number."""
+
+    def __init__(self, model, image, objective, rows, rule, nodes):
+        self.model, self.image, self.objective, self.rows = model, image, objective, rows
+        self.quadrature = quadrature(rule, nodes)
+        self.activations = self.hidden_rows(image)  # of every layer [R, W_l]
+
+    def hidden_rows(self, image):
+        """The clamped tokens' inputs of every layer's fc2."""
+        seen = []
+        hooks = [
+            block.mlp.fc2.register_forward_pre_hook(lambda _, args: seen.append(args[0][0, self.rows].detach()))
+            for block in self.model.blocks
+        ]
+        self.model(image[None])
+        for hook in hooks:
+            hook.remove()
+        return seen
+
+    def value(self, clamped, image=None):
+        """The objective with the given layers clamped: `{layer: [R, W_l]}`."""
+
+        def clamp(value):
+            def hook(_, args):
+                (u,) = args
+                u = u.clone()
+                u[0, self.rows] = value
+                return (u,)
+
+            return hook
+
+        hooks = [
+            self.model.blocks[layer].mlp.fc2.register_forward_pre_hook(clamp(value)) for layer, value in clamped.items()
+        ]
+        result = self.objective(self.model((self.image if image is None else image)[None]))
+        for hook in hooks:
+            hook.remove()
+        return result
+
+    def path_values(self, chosen, alpha):
+        """v_s(α) of every layer with chosen neurons, as leaves."""
+        values = {}
+        for layer, neurons in enumerate(chosen):
+            value = self.activations[layer].clone()
+            value[:, neurons] *= alpha
+            values[layer] = value.requires_grad_()
+        return values
+
+    def jas(self, path):
+        """The joint attribution score of a path with one neuron in every layer."""
+        integral = 0.0
+        for alpha, weight in self.quadrature:
+            clamped = self.path_values([[neuron] for neuron in path], alpha)
+            grads = torch.autograd.grad(self.value(clamped), list(clamped.values()))
+            integral += weight * sum(grad[:, neuron].sum() for grad, neuron in zip(grads, path, strict=True))
+        return integral * sum(a[:, neuron].sum() for a, neuron in zip(self.activations, path, strict=True))
+
+    def locate(self, top_k):
+        """Layer-progressive location: chosen neurons, scores and own terms of every layer."""
+        chosen, all_scores, all_own = [], [], []
+        for layer, a in enumerate(self.activations):
+            g, c = torch.zeros_like(a), 0.0
+            for alpha, weight in self.quadrature:
+                clamped = self.path_values(chosen, alpha)
+                clamped[layer] = (alpha * a).requires_grad_()
+                grads = torch.autograd.grad(self.value(clamped), list(clamped.values()))
+                g += weight * grads[layer]
+                c += weight * sum(grads[s][:, neurons].sum() for s, neurons in enumerate(chosen))
+            s = sum(self.activations[s][:, neurons].sum() for s, neurons in enumerate(chosen))
+            scores = (g.sum(0) + c) * (a.sum(0) + s)
+            chosen.append(scores.argsort(descending=True)[:top_k].tolist())
+            all_scores.append(scores)
+            all_own.append((a * g).sum(0))
+        return chosen, all_scores, all_own
+
+    def influence(self):
+        """Gradients averaged over scaled inputs, the layers up to each one clamped to their own values there."""
+        averaged = [torch.zeros_like(a) for a in self.activations]
+        for alpha, weight in self.quadrature:
+            scaled = alpha * self.image
+            own = self.hidden_rows(scaled)
+            for layer in range(len(own)):
+                clamped = {s: own[s].clone().requires_grad_() for s in range(layer + 1)}
+                (grad,) = torch.autograd.grad(self.value(clamped, scaled), clamped[layer])
+                averaged[layer] += weight * grad
+        return averaged

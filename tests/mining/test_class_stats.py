@@ -1,0 +1,142 @@
+"""Class statistics: by hand, streamed against at once, and on disk."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pathprune.mining import ClassStats, MinedPaths
+from pathprune.mining import paths as paths_module
+from pathprune.mining.paths import normalised
+
+WIDTHS = {"blocks.0.mlp.fc2": 3, "blocks.1.mlp.fc2": 2}
+NAMES = ["cat", "dog", "eel"]
+
+
+def mined(first, second, paths) -> MinedPaths:
+    """Images with the given own terms in two layers; scores are twice that, plus one."""
+    own = [torch.tensor(first), torch.tensor(second)]
+    num_images = len(first)
+    return MinedPaths(
+        paths=torch.tensor(paths),
+        scores=[2 * x + 1 for x in own],
+        own=own,
+        mass=[x.abs() / x.abs().sum(1, keepdim=True) for x in own],
+        jas=torch.zeros(num_images),
+        targets=torch.zeros(num_images, dtype=torch.int64),
+        predictions=torch.zeros(num_images, dtype=torch.int64),
+    )
+
+
+ONE = mined([[1.0, -2.0, 1.0]], [[3.0, 1.0]], [[[1, 0], [0, 1]]])
+TWO = mined([[0.0, 2.0, 0.0], [4.0, 0.0, -4.0]], [[0.0, 1.0], [1.0, -1.0]], [[[1, 2], [1, 0]], [[0, 2], [0, 1]]])
+
+
+def streamed() -> ClassStats:
+    stats = ClassStats.empty(WIDTHS, NAMES, {"method": "jas", "nodes": 4})
+    stats.update(ONE, torch.tensor([2]))
+    stats.update(TWO, torch.tensor([0, 2]))
+    return stats
+
+
+def assert_equal(first: ClassStats, second: ClassStats) -> None:
+    for name in ("site_names", "class_names", "settings"):
+        assert getattr(first, name) == getattr(second, name)
+    assert torch.equal(first.num_images, second.num_images)
+    for kind in ("count", "mass", "published-mass"):
+        for a, b in zip(first.sums(kind), second.sums(kind), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_sums_and_means_by_hand():
+    stats = streamed()
+    assert stats.num_images.tolist() == [1, 0, 2]
+    assert stats.empty_classes == [1]
+    assert stats.count[0].tolist() == [[0, 1, 1], [0, 0, 0], [2, 1, 1]]
+    assert stats.count[1].tolist() == [[1, 1], [0, 0], [2, 2]]
+    assert stats.mass[0].tolist() == [[0, 1, 0], [0, 0, 0], [0.25 + 0.5, 0.5, 0.25 + 0.5]]
+    assert stats.mass[1].tolist() == [[0, 1], [0, 0], [0.75 + 0.5, 0.25 + 0.5]]
+    # scores of the eels' first layer: [3, -3, 3] and [9, 1, -7]
+    expected = torch.tensor([1 / 3 + 9 / 17, 1 / 3 + 1 / 17, 1 / 3 + 7 / 17], dtype=torch.float64)
+    torch.testing.assert_close(stats.published_mass[0][2], expected)
+    assert stats.means("count")[0].tolist() == [[0, 1, 1], [0, 0, 0], [1, 0.5, 0.5]]
+    assert stats.means("mass")[1].tolist() == [[0, 1], [0, 0], [0.625, 0.375]]
+
+
+def test_a_layer_without_attribution_has_no_mass():
+    own = torch.tensor([[0.0, 0.0], [-0.5, 1.5]])
+    assert normalised(own).tolist() == [[0, 0], [0.25, 0.75]]
+
+
+def test_merging_equals_streaming():
+    first, second = ClassStats.empty(WIDTHS, NAMES), ClassStats.empty(WIDTHS, NAMES)
+    first.update(ONE, torch.tensor([2]))
+    second.update(TWO, torch.tensor([0, 2]))
+    both = ClassStats.empty(WIDTHS, NAMES)
+    both.update(ONE, torch.tensor([2]))
+    both.update(TWO, torch.tensor([0, 2]))
+    assert_equal(first + second, both)
+    assert first.num_images.tolist() == [0, 0, 1]
+
+
+def test_merging_refuses_other_settings():
+    with pytest.raises(ValueError, match=r"different settings: \{'nodes': 4\} and \{'nodes': 8\}"):
+        ClassStats.empty(WIDTHS, NAMES, {"nodes": 4}) + ClassStats.empty(WIDTHS, NAMES, {"nodes": 8})
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [([3], "label 3 is out of range: there are 3 classes"), ([-1], "label -1"), ([0, 1], "but 1 images were mined")],
+)
+def test_bad_labels_are_refused_and_nothing_is_added(labels, message):
+    stats = streamed()
+    with pytest.raises(ValueError, match=message):
+        stats.update(ONE, torch.tensor(labels))
+    assert_equal(stats, streamed())
+
+
+def test_paths_of_another_model_are_refused():
+    stats = ClassStats.empty({"blocks.0.mlp.fc2": 3}, NAMES)
+    with pytest.raises(ValueError, match=r"widths \[3, 2\] were mined, but these statistics are for widths \[3\]"):
+        stats.update(ONE, torch.tensor([0]))
+
+
+def test_unknown_kind_lists_what_exists():
+    with pytest.raises(ValueError, match="'masses'; choose from count, mass, published-mass"):
+        streamed().means("masses")
+
+
+def test_round_trip(tmp_path):
+    stats = streamed()
+    stats.save(tmp_path / "stats.safetensors")
+    assert_equal(ClassStats.load(tmp_path / "stats.safetensors"), stats)
+    assert [file.name for file in tmp_path.iterdir()] == ["stats.safetensors"]
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    file = tmp_path / "stats.safetensors"
+    streamed().save(file)
+
+    def fail_half_way(tensors, part, metadata):
+        part.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(paths_module, "save_file", fail_half_way)
+    with pytest.raises(OSError, match="disk full"):
+        ClassStats.empty(WIDTHS, NAMES).save(file)
+    assert_equal(ClassStats.load(file), streamed())
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_files_of_another_kind_or_version_are_refused(tmp_path):
+    file = tmp_path / "stats.safetensors"
+    streamed().save(file)
+    tensors = load_file(file)
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match="does not hold class statistics"):
+        ClassStats.load(file)
+    save_file(tensors, file, {"pathprune": '{"schema": 99}'})
+    with pytest.raises(ValueError, match="schema version 99, but this pathprune reads version 1; mine again"):
+        ClassStats.load(file)
+    file.write_text("no tensors")
+    with pytest.raises(ValueError, match="does not hold class statistics"):
+        ClassStats.load(file)

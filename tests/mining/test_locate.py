@@ -1,0 +1,263 @@
+"""Paths: the published numbers, the definition read literally, the axioms it obeys, and what it refuses."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from reference import Reference
+from safetensors import safe_open
+from torch import nn
+
+from pathprune.mining import locate_paths, per_layer
+from pathprune.models.adapt import adapt
+
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "jas_tiny.safetensors"
+TINY = {"img_size": 16, "patch_size": 8, "depth": 3, "embed_dim": 24, "num_heads": 2, "mlp_ratio": 2, "num_classes": 5}
+VIT, DISTILLED = "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"
+MODELS = {
+    "plain": (VIT, {}),
+    "layer-scale": (VIT, {"init_values": 0.3}),
+    "registers": (VIT, {"reg_tokens": 4}),
+    "distilled": (DISTILLED, {}),
+    "depth-1": (VIT, {"depth": 1}),
+    "widths-differ": (VIT, {}),
+    "average-pool": (VIT, {"global_pool": "avg", "class_token": False}),
+    "no-classifier": (VIT, {"num_classes": 0}),
+}
+
+
+def make(name: str) -> nn.Module:
+    architecture, args = MODELS[name]
+    torch.manual_seed(0)
+    model = timm.create_model(architecture, **{**TINY, **args})
+    if name == "widths-differ":
+        for block, width in zip(model.blocks, (20, 48, 33), strict=True):
+            block.mlp.fc1, block.mlp.fc2 = nn.Linear(24, width), nn.Linear(width, 24)
+    for parameter in model.parameters():  # timm's own initialisation gives nearly the same probability to every class
+        nn.init.normal_(parameter, std=0.3)
+    return model.double().eval()
+
+
+def some_images(number: int = 3) -> torch.Tensor:
+    return torch.randn(number, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def references(name, model, images, mined, tokens, rule, nodes):
+    """One literal reading per image, of the same objective as the package's default."""
+    num_tokens = model.num_prefix_tokens + model.patch_embed.num_patches
+    rows = list(range(num_tokens)) if tokens == "all" else [0, 1] if name == "distilled" else [0]
+    for image, target in zip(images, mined.targets.tolist(), strict=True):
+        if model.num_classes:
+            yield Reference(model, image, lambda out, y=target: out.softmax(-1)[0, y], rows, rule, nodes)
+        else:
+            clean = model(image[None])[0].detach()
+            cosine = nn.CosineSimilarity(dim=0)
+            yield Reference(model, image, lambda out, e=clean, cosine=cosine: cosine(out[0], e), rows, rule, nodes)
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with safe_open(GOLDEN, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        arguments = json.loads(file.metadata()["timm_model"])
+    model = timm.models.VisionTransformer(**arguments).double()
+    model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
+    return adapt(model), tensors
+
+
+def test_the_published_scores_and_paths_are_reproduced(golden):
+    adapted, expected = golden
+    mined = locate_paths(adapted, expected["images"], expected["target"], rule="left-riemann", nodes=20)
+    torch.testing.assert_close(mined.scores, expected["scores"], rtol=1e-10, atol=0)
+    torch.testing.assert_close(mined.jas, expected["path_score"], rtol=1e-10, atol=0)
+    assert torch.equal(mined.paths.squeeze(-1), expected["path"])
+    assert torch.equal(mined.targets, expected["target"])
+
+
+def test_the_published_activation_paths_are_reproduced(golden):
+    adapted, expected = golden
+    settings = {"method": "activation", "rule": "left-riemann", "nodes": 20}
+    mined = locate_paths(adapted, expected["images"], expected["target"], **settings)
+    torch.testing.assert_close(mined.scores, expected["class_activations"], rtol=1e-10, atol=0)
+    torch.testing.assert_close(mined.jas, expected["activation_path_score"], rtol=1e-10, atol=0)
+    assert torch.equal(mined.paths.squeeze(-1), expected["activation_path"])
+
+
+CASES = [
+    *[(name, "class", "gauss-legendre", 2, 1) for name in MODELS if name != "average-pool"],
+    *[(name, "all", "left-riemann", 3, 1) for name in MODELS],
+    ("plain", "class", "left-riemann", 3, 3),
+    ("distilled", "all", "gauss-legendre", 2, 3),
+    ("widths-differ", "class", "gauss-legendre", 1, 2),
+]
+
+
+@pytest.mark.parametrize(("name", "tokens", "rule", "nodes", "top_k"), CASES)
+def test_location_agrees_with_the_literal_definition(name, tokens, rule, nodes, top_k):
+    model, images = make(name), some_images(2)
+    mined = locate_paths(adapt(model), images, rule=rule, nodes=nodes, top_k=top_k, tokens=tokens)
+    for image, reference in enumerate(references(name, model, images, mined, tokens, rule, nodes)):
+        chosen, scores, own = reference.locate(top_k)
+        assert mined.paths[image].tolist() == chosen
+        for layer, (score_W, own_W) in enumerate(zip(scores, own, strict=True)):
+            tolerance = {"rtol": 1e-10, "atol": 1e-12 * score_W.abs().max().item()}
+            torch.testing.assert_close(per_layer(mined.scores)[layer][image], score_W, **tolerance)
+            torch.testing.assert_close(per_layer(mined.own)[layer][image], own_W, rtol=1e-10, atol=1e-14)
+        jas = reference.jas([neurons[0] for neurons in chosen])
+        torch.testing.assert_close(mined.jas[image], jas, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens"), [("plain", "class"), ("distilled", "class"), ("widths-differ", "all"), ("depth-1", "class")]
+)
+@pytest.mark.parametrize("method", ["activation", "influence-pattern"])
+def test_baselines_agree_with_the_literal_definition(name, tokens, method):
+    model, images = make(name), some_images(2)
+    mined = locate_paths(adapt(model), images, method=method, rule="left-riemann", nodes=3, top_k=2, tokens=tokens)
+    for image, reference in enumerate(references(name, model, images, mined, tokens, "left-riemann", 3)):
+        if method == "activation":
+            scores = own = [a.sum(0) for a in reference.activations]
+        else:
+            gradients = reference.influence()
+            scores = [g.sum(0) for g in gradients]
+            own = [(a * g).sum(0) for a, g in zip(reference.activations, gradients, strict=True)]
+        for layer, (score_W, own_W) in enumerate(zip(scores, own, strict=True)):
+            torch.testing.assert_close(per_layer(mined.scores)[layer][image], score_W, rtol=1e-10, atol=1e-14)
+            torch.testing.assert_close(per_layer(mined.own)[layer][image], own_W, rtol=1e-10, atol=1e-14)
+            assert mined.paths[image, layer].tolist() == score_W.argsort(descending=True)[:2].tolist()
+        jas = reference.jas(mined.paths[image, :, 0].tolist())
+        torch.testing.assert_close(mined.jas[image], jas, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("method", ["jas", "activation", "influence-pattern"])
+def test_a_batch_is_mined_like_its_images_one_by_one(method):
+    adapted, images = adapt(make("registers")), some_images(4)
+    targets = torch.tensor([0, 4, 2, 2])
+    batch = locate_paths(adapted, images, targets, method=method, top_k=2)
+    for i in range(4):
+        single = locate_paths(adapted, images[i : i + 1], targets[i : i + 1], method=method, top_k=2)
+        assert torch.equal(batch.paths[i], single.paths[0])
+        torch.testing.assert_close(batch.scores[i], single.scores[0], rtol=1e-9, atol=1e-14)
+        torch.testing.assert_close(batch.jas[i], single.jas[0], rtol=1e-9, atol=1e-14)
+
+
+def test_one_node_gives_the_closed_form_where_the_objective_is_linear():
+    model, images = make("depth-1"), some_images(3)
+    model.norm = nn.Identity()  # one block, no norm: a class's logit is linear in the class token's hidden row
+    mined = locate_paths(adapt(model), images, nodes=1, objective=lambda logits: logits[:, 3])
+    a = Reference(model, images[0], None, [0], "left-riemann", 1).activations[0][0]
+    expected = a * (model.head.weight[3] @ model.blocks[0].mlp.fc2.weight)
+    torch.testing.assert_close(mined.scores[0, 0], expected, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(mined.own[0, 0], expected, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(mined.jas, mined.scores[:, 0].max(1).values, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("plain", "class"), ("distilled", "class"), ("average-pool", "all")])
+def test_own_terms_of_the_first_layer_add_up_to_what_clamping_it_to_zero_takes(name, tokens):
+    model, images = make(name), some_images(2)
+    mined = locate_paths(adapt(model), images, nodes=40, tokens=tokens)
+    for i, reference in enumerate(references(name, model, images, mined, tokens, "left-riemann", 1)):
+        difference = reference.value({}) - reference.value({0: torch.zeros_like(reference.activations[0])})
+        torch.testing.assert_close(per_layer(mined.own)[0][i].sum(), difference, rtol=1e-8, atol=1e-10)
+
+
+def test_mass_is_the_share_of_the_own_term():
+    mined = locate_paths(adapt(make("plain")), some_images(2))
+    torch.testing.assert_close(mined.mass, mined.own.abs() / mined.own.abs().sum(-1, keepdim=True))
+
+
+def test_four_gauss_legendre_nodes_are_closer_to_the_integral_than_the_published_rule(golden):
+    adapted, expected = golden
+
+    def scores(rule, nodes):
+        return locate_paths(adapted, expected["images"], expected["target"], rule=rule, nodes=nodes).scores[:, 0]
+
+    integral = scores("gauss-legendre", 32)
+    four, published = (scores("gauss-legendre", 4) - integral).norm(), (scores("left-riemann", 20) - integral).norm()
+    assert four < 0.01 * integral.norm()
+    assert four < published / 10
+
+
+def test_without_targets_the_predictions_are_explained():
+    model, images = make("plain"), some_images(4)
+    mined = locate_paths(adapt(model), images)
+    assert torch.equal(mined.predictions, model(images).argmax(1))
+    explained = locate_paths(adapt(model), images, mined.predictions)
+    assert torch.equal(mined.scores, explained.scores)
+    other = (mined.predictions + 1) % 5
+    assert torch.equal(locate_paths(adapt(model), images, other).targets, other)
+    assert not torch.equal(mined.scores, locate_paths(adapt(model), images, other).scores)
+
+
+@pytest.mark.parametrize("method", ["jas", "activation", "influence-pattern"])
+def test_the_model_is_left_as_it_was(method):
+    torch.manual_seed(0)
+    model = timm.create_model(VIT, **TINY, proj_drop_rate=0.5).double()
+    model.train()
+    model.blocks[0].eval()
+    model.head.weight.requires_grad_(False)
+    before = copy.deepcopy(model)
+    images = some_images(2)
+    mined = locate_paths(adapt(model), images, method=method)
+    assert torch.equal(mined.jas, locate_paths(adapt(model), images, method=method).jas)  # no dropout
+    assert [module.training for module in model.modules()] == [module.training for module in before.modules()]
+    for parameter, old in zip(model.parameters(), before.parameters(), strict=True):
+        assert torch.equal(parameter, old)
+        assert parameter.requires_grad == old.requires_grad
+        assert parameter.grad is None
+    assert not images.requires_grad
+    assert not mined.jas.requires_grad
+
+
+@pytest.mark.parametrize("method", ["jas", "influence-pattern"])
+def test_mixed_precision_blocks_keep_float32_scores_close(method):
+    model, images = make("layer-scale").float(), some_images(4).float()
+    exact = locate_paths(adapt(model), images, method=method)
+    mixed = locate_paths(adapt(model), images, method=method, dtype=torch.bfloat16)
+    assert mixed.scores.dtype == mixed.jas.dtype == torch.float32
+    assert not torch.equal(exact.scores, mixed.scores)
+    for layer in range(3):
+        pair = torch.stack([exact.own[:, layer].flatten(), mixed.own[:, layer].flatten()])
+        assert torch.corrcoef(pair)[0, 1] > 0.99
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "saliency"}, "unknown mining method 'saliency'; choose from jas, activation, influence-pattern"),
+        ({"rule": "simpson"}, "unknown quadrature rule 'simpson'; choose from gauss-legendre, left-riemann"),
+        ({"tokens": "patch"}, "unknown tokens 'patch'; choose from class, all"),
+        ({"nodes": 0}, "nodes=0"),
+        ({"top_k": 0}, "top_k=0 is out of range: choose 1 to 48"),
+        ({"top_k": 49}, "top_k=49 is out of range: choose 1 to 48, the width of blocks.0.mlp.fc2"),
+        ({"targets": torch.tensor([0, 5])}, "target 5 is out of range: the model has num_classes=5"),
+        ({"targets": torch.tensor([-1, 0])}, "target -1 is out of range"),
+        ({"targets": torch.tensor([1])}, r"shape \[1\]; expected one integer class for each of the 2 images"),
+        ({"targets": torch.tensor([1.0, 2.0])}, "targets are torch.float32"),
+        ({"images": torch.zeros(3, 16, 16, dtype=torch.float64)}, r"shape \[3, 16, 16\]; expected \[B, C, H, W\]"),
+        ({"images": torch.zeros(2, 3, 16, 16)}, "images are torch.float32 but the model is torch.float64"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        locate_paths(adapt(make("plain")), **{"images": some_images(2), **settings})
+
+
+def test_class_tokens_are_refused_where_the_head_pools():
+    with pytest.raises(ValueError, match="use tokens='all'"):
+        locate_paths(adapt(make("average-pool")), some_images())
+
+
+def test_targets_are_refused_without_a_classifier():
+    with pytest.raises(ValueError, match="no classifier"):
+        locate_paths(adapt(make("no-classifier")), some_images(1), torch.tensor([0]))
+
+
+def test_activations_that_are_not_finite_name_their_block():
+    model = make("plain")
+    model.blocks[1].mlp.fc1.bias.data[0] = float("nan")
+    with pytest.raises(ValueError, match=r"block 1 \(blocks.1.mlp.fc2\)"):
+        locate_paths(adapt(model), some_images(1))
