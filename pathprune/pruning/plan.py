@@ -167,7 +167,7 @@ def _allowed_widths(site: NeuronSite, *, round_to: int, min_width: int) -> list[
 def _nearest_width(site: NeuronSite, *, ratio: float, round_to: int, min_width: int) -> int:
     asked = site.width * (1 - ratio)
     allowed = _allowed_widths(site, round_to=round_to, min_width=min_width)
-    # rounded, since 10 * (1 - 0.55) is not 4.5 in binary; the wider of two equally near
+    # rounded, since 15 * (1 - 0.9) is not 1.5 in binary; the wider of two equally near
     kept = min(allowed, key=lambda width: (round(abs(width - asked), 9), -width))
     if kept == allowed[0] and kept - asked > max(1, round_to / 2):
         _LOGGER.warning(

@@ -24,7 +24,7 @@ FAMILIES = {
     "qk-norm": ("vit_tiny_patch16_224", {"qk_norm": True}),
     "avgpool": ("vit_tiny_patch16_224", {"global_pool": "avg", "class_token": False}),
     "other-size": ("vit_tiny_patch16_224", {"img_size": (24, 16), "in_chans": 1, "mlp_ratio": 1.5}),
-    "frozen-stem": ("vit_tiny_patch16_224", {}),
+    "frozen-but-for-the-head": ("vit_tiny_patch16_224", {}),
 }
 DTYPES = [(torch.float32, 1e-5), (torch.float64, 1e-12)]
 
@@ -35,10 +35,10 @@ def make(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ada
     model = timm.create_model(architecture, **{**TINY, **args}).to(dtype).eval()
     for parameter in model.parameters():  # timm zeroes biases: a bias pruned wrongly would not be seen
         nn.init.normal_(parameter, std=0.2)
-    if name == "frozen-stem":
-        model.patch_embed.requires_grad_(False)
-        model.blocks[0].requires_grad_(False)
+    if name == "frozen-but-for-the-head":
+        model.requires_grad_(False)
         model.blocks[1].train()
+        model.head.requires_grad_(True)
     return adapt(model)
 
 
@@ -102,7 +102,7 @@ def test_a_pruned_model_is_pruned_again(name):
 
 
 def test_modes_gradient_flags_and_hooks_survive():
-    adapted = make("frozen-stem")
+    adapted = make("frozen-but-for-the-head")
     pruned = apply_plan(adapted, plan=random_plan(adapted))
     for module, original in zip(pruned.model.modules(), adapted.model.modules(), strict=True):
         assert module.training == original.training
