@@ -30,10 +30,9 @@ class SiteGraph:
 
         Raises ValueError if removing them would reach anything but the MLP's own linear layers.
         """
-        columns = list(columns)
-        group = self.graph.get_pruning_group(site.down, tp.prune_linear_in_channels, columns)
-        for dependency, indices in group:
-            if list(indices) != columns or not self._belongs_to(site, dependency):
+        group = self.graph.get_pruning_group(site.down, tp.prune_linear_in_channels, list(columns))
+        for dependency, _ in group:
+            if not self._belongs_to(site, dependency):
                 raise ValueError(
                     f"the neurons of {site.name} cannot be removed on their own: the dependency graph ties them to "
                     f"{dependency.target.name}"
@@ -47,9 +46,8 @@ class SiteGraph:
         if isinstance(module, nn.Linear):
             is_output = self.graph.is_out_channel_pruning_fn(dependency.handler)
             return is_output and module.out_features == site.width
-        # activations and reshapes have no parameters; a norm, a bare parameter or the model's output is not inside
-        is_plain = isinstance(module, nn.Module) and next(module.parameters(), None) is None
-        return is_plain and dependency.target.type != tp.ops.OPTYPE.OUTPUT
+        # activations and reshapes have no parameters; a norm or a bare parameter is not the MLP's own layer
+        return isinstance(module, nn.Module) and next(module.parameters(), None) is None
 
 
 def trace_sites(adapted: AdaptedModel, *, example_images: Tensor | None = None) -> SiteGraph:

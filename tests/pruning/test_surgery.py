@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torch_pruning as tp
+from timm.layers import GluMlp
 from torch import Tensor, nn
 
 from pathprune.models.adapt import adapt
@@ -142,6 +143,14 @@ def test_a_neuron_that_reaches_beyond_its_mlp_is_refused():
     adapted = make("vit")
     adapted.model.blocks[1].mlp.norm = nn.LayerNorm(96).double()  # put in after adapt() has looked
     with pytest.raises(ValueError, match=r"blocks\.1\.mlp\.fc2 cannot be removed on their own.*blocks\.1\.mlp\.norm"):
+        apply_plan(adapted, plan=random_plan(adapted))
+
+
+def test_a_packed_gate_is_refused():
+    adapted = make("vit")
+    adapted.model.blocks[1].mlp = GluMlp(24, 96, 24).double()  # fc1's 96 rows are gate and value of 48 neurons
+    adapted = adapted.refresh()
+    with pytest.raises(ValueError, match=r"blocks\.1\.mlp\.fc2 cannot be removed on their own.*blocks\.1\.mlp\.fc1"):
         apply_plan(adapted, plan=random_plan(adapted))
 
 
