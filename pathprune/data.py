@@ -118,7 +118,9 @@ def open_source(source: str, *, config: str | None = None, revision: str | None 
     path = demo_data_folder() if source == "demo" else Path(source).expanduser()
     if not path.exists():
         if source.startswith((".", "/", "~")) or path.suffix or source.count("/") > 1:
-            raise DataError(f"data source '{source}' does not exist; give a folder, a parquet file, a hub name or 'demo'")
+            raise DataError(
+                f"data source '{source}' does not exist; give a folder, a parquet file, a hub name or 'demo'"
+            )
         return lambda split: _load(split, source, path=source, name=config, revision=revision)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return lambda split: _slice_saved(split, source, datasets.load_from_disk(str(path)))
@@ -242,7 +244,7 @@ def refuse_overlap(evaluation: LabelledImages, others: Mapping[str, LabelledImag
 
 
 def evaluation_transform(data_config: Mapping[str, Any]) -> Transform:
-    """timm's evaluation transform for a model's data config: image -> normalised `[C, H, W]`."""
+    """Timm's evaluation transform for a model's data config: image -> normalised `[C, H, W]`."""
     return timm.data.create_transform(**data_config, is_training=False)  # type: ignore[no-any-return]
 
 
@@ -294,5 +296,7 @@ def class_indices(classes: Sequence[str | int], class_names: Sequence[str]) -> l
         elif wanted in class_names:
             indices.append(list(class_names).index(str(wanted)))
         else:
-            raise DataError(f"unknown class {wanted!r}; choose from {', '.join(class_names[:20])} or 0 to {len(class_names) - 1}")
+            raise DataError(
+                f"unknown class {wanted!r}; choose from {', '.join(class_names[:20])} or 0 to {len(class_names) - 1}"
+            )
     return indices

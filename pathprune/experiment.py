@@ -35,14 +35,15 @@ from pathprune.data import (
 from pathprune.evaluation import Evaluation, evaluate_model
 from pathprune.mining import ClassStats, PathSet, locate_paths
 from pathprune.models.adapt import adapt
+from pathprune.models.checkpoint import save_pruned
 from pathprune.models.loading import LoadedModel, load_model
 from pathprune.models.seam import AdaptedModel
 from pathprune.progress import image_progress, track_batches
 from pathprune.pruning import PrunePlan, make_plan, prune
 from pathprune.pruning.compensation import Compensation
-from pathprune.recipe import Recipe
+from pathprune.recipe import Recipe, RecipeError
 from pathprune.runs import RunFolder, key_of
-from pathprune.scoring import ActivationStatistics, Criterion, Scores, ScoringContext, collect_statistics
+from pathprune.scoring import ActivationStatistics, Criterion, Scores, ScoringContext, collect_statistics, score
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +86,9 @@ class Experiment:
             image_size=recipe.model.image_size,
             model_args=recipe.model.args,
         )
-        self.model: nn.Module = self.loaded.model.to(self.accelerator.device).eval()
+        self.model: nn.Module = self.loaded.model.to(self.accelerator.device)
         self.adapted: AdaptedModel = adapt(self.model)
+        self.data_config = _overlaid(self.loaded.data_config, recipe.model.data_config)
         self._source = open_source(recipe.data.source, config=recipe.data.config, revision=recipe.data.revision)
         self._images: dict[str, LabelledImages] = {}
         self._stages: dict[str, Any] = {}
@@ -121,7 +123,7 @@ class Experiment:
             )
             check_labels(images, num_classes=self.adapted.num_classes)
             images = sample_balanced(images, num_images=number, seed=recipe.seed)
-            self._images[use] = images.with_transform(evaluation_transform(self.loaded.data_config))
+            self._images[use] = images.with_transform(evaluation_transform(self.data_config))
         return self._images[use]
 
     def check_disjoint(self, *uses: Use) -> None:
@@ -258,15 +260,15 @@ class Experiment:
 
         def compute() -> Scores:
             log.info("scoring by %s", label(criterion))
-            return criterion(
+            return score(
                 ScoringContext(
                     adapted=self.adapted,
                     batches=self.batches("calibrate", batch_size=self.recipe.score.batch_size),
                     mined={tokens: self.mined(tokens)} if tokens else {},
                     statistics=self.statistics() if criterion.needs_statistics else None,
                     seed=self.recipe.seed,
-                    class_names=self.class_names,
-                )
+                ),
+                criterion=criterion,
             )
 
         if tokens:  # a stage of its own, ahead of the main process's turn in this one
@@ -353,16 +355,36 @@ class Experiment:
             calibration=self.images_key("calibrate") if needs else None,
         )
 
-    def save_artifact_folder(self, name: str, *, key: str, write: Any) -> Path:
-        """Write a folder artifact (a checkpoint) unless it is there already; returns its path."""
-        with self.main_first():
-            if not self.folder.is_current(name, key=key) and self.folder.main:
-                self.folder.artifact(name, key=key, make=lambda: None, save=lambda _, file: write(file), load=lambda _: None)
+    def save_checkpoint(self, name: str, model: nn.Module, *, key: str, **about: Any) -> Path:
+        """Save a model as a checkpoint folder, unless it is there already; returns its path."""
+
+        def save(_: None, folder: Path) -> None:
+            save_pruned(
+                model,
+                folder,
+                architecture=self.loaded.architecture,
+                data_config=self.data_config,
+                class_names=self.class_names,
+                **about,
+            )
+
+        if self.folder.main:
+            self.folder.artifact(name, key=key, make=lambda: None, save=save, load=lambda _: None)
+        self.accelerator.wait_for_everyone()
         return self.folder.path / name
 
     def latency_images(self) -> Tensor:
         """One batch of noise at the model's input size: latency does not depend on the content."""
-        channels, height, width = self.loaded.data_config["input_size"]
+        channels, height, width = self.data_config["input_size"]
         generator = torch.Generator().manual_seed(self.recipe.seed)
         size = (self.recipe.evaluate.latency_batch_size, channels, height, width)
         return torch.randn(size, generator=generator).to(self.accelerator.device)
+
+
+def _overlaid(data_config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's data config with the recipe's changes; unknown keys are refused."""
+    unknown = sorted(changes.keys() - data_config.keys())
+    if unknown:
+        raise RecipeError(f"unknown key 'model.data_config.{unknown[0]}' (allowed: {', '.join(data_config)})")
+    lists_as_tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
+    return {**data_config, **lists_as_tuples}

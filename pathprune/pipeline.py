@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from pathprune import __version__
 from pathprune.evaluation import (
     Evaluation,
     count_macs,
@@ -23,7 +22,7 @@ from pathprune.evaluation import (
     top1_ci,
 )
 from pathprune.experiment import Experiment, Variant, label
-from pathprune.models.checkpoint import load_pruned, save_pruned
+from pathprune.models.checkpoint import load_pruned
 from pathprune.pruning import PrunePlan, parse_compensation, prune
 from pathprune.recipe import Recipe
 from pathprune.recovery import train
@@ -141,16 +140,12 @@ def finetune_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
             experiment.model,
             images,
             config=recipe.train,
-            data_config=experiment.loaded.data_config,
+            data_config=experiment.data_config,
             num_classes=experiment.adapted.num_classes,
             state_file=folder.path / f"training-{key}.pt",
         )
         folder.write_json("history.json", history)
-        experiment.save_artifact_folder(
-            "model",
-            key=key,
-            write=lambda file: save_pruned(experiment.model, file, architecture=experiment.loaded.architecture),
-        )
+        experiment.save_checkpoint("model", experiment.model, key=key, provenance={"recipe": recipe.name})
         if folder.main:
             (folder.path / f"training-{key}.pt").unlink(missing_ok=True)
     experiment.model.load_state_dict(load_pruned(folder.path / "model").state_dict())
@@ -178,11 +173,12 @@ def _is_saved(recipe: Recipe, variant: Variant) -> bool:
 def _save(experiment: Experiment, variant: Variant, plan: PrunePlan, model: nn.Module) -> Path:
     about = {"recipe": experiment.recipe.name, "variant_id": variant.id, "neurons_removed": plan.neurons_removed}
 
-    def write(folder: Path) -> None:
-        save_pruned(model, folder, architecture=experiment.loaded.architecture, plan=plan, provenance=about)
-
-    return experiment.save_artifact_folder(
-        f"pruned/{variant.id}", key=experiment.variant_key(variant, plan), write=write
+    return experiment.save_checkpoint(
+        f"pruned/{variant.id}",
+        model,
+        key=key_of(model=experiment.model_key, pruned=experiment.variant_key(variant, plan)),
+        kept=plan.kept,
+        provenance=about,
     )
 
 
@@ -238,7 +234,7 @@ def _measured(experiment: Experiment, model: nn.Module, evaluation: Evaluation, 
         "per_class": summary["per_class"],
         "agreement": summary.get("agreement"),
         "num_params": count_params(model),
-        "macs": count_macs(model, tuple(experiment.loaded.data_config["input_size"][1:])),
+        "macs": count_macs(model, tuple(experiment.data_config["input_size"][1:])),
         "latency_ms": None,
         "latency_batch_size": None,
     }
@@ -271,10 +267,19 @@ def _widths_name(row: Mapping[str, Any]) -> str:
 
 
 def _environment(experiment: Experiment) -> dict[str, Any]:
-    packages = ("torch", "torchvision", "timm", "torch-pruning", "datasets", "accelerate", "evaluate", "numpy")
+    packages = (
+        "pathprune",
+        "torch",
+        "torchvision",
+        "timm",
+        "torch-pruning",
+        "datasets",
+        "accelerate",
+        "evaluate",
+        "numpy",
+    )
     device = experiment.accelerator.device
     return {
-        "pathprune": __version__,
         "python": platform.python_version(),
         **{package: version(package) for package in packages},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

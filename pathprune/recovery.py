@@ -115,7 +115,7 @@ def train(
 
 
 def training_transform(data_config: Mapping[str, Any], config: TrainConfig) -> Callable[[Any], Tensor]:
-    """timm's training transform at the model's own input size and normalisation."""
+    """Timm's training transform at the model's own input size and normalisation."""
     return timm.data.create_transform(  # type: ignore[no-any-return]
         **data_config,
         is_training=True,
@@ -155,7 +155,9 @@ def _train_epoch(
 ) -> dict[str, float]:
     mix = None
     if config.mixup or config.cutmix:
-        mix = timm.data.Mixup(config.mixup, config.cutmix, label_smoothing=config.label_smoothing, num_classes=num_classes)
+        mix = timm.data.Mixup(
+            config.mixup, config.cutmix, label_smoothing=config.label_smoothing, num_classes=num_classes
+        )
     loss_of = SoftTargetCrossEntropy() if mix else nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
     updates_per_epoch = -(-len(loader) // config.accumulate_steps)
     total, seen, update = 0.0, 0, epoch * updates_per_epoch

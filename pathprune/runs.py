@@ -1,16 +1,16 @@
 """The run folder: every artifact's name, written atomically, with the key of the inputs it was made from.
 
-    <run folder>/
-      recipe.yaml                     the resolved recipe
-      environment.json                versions and device
-      keys.json                       artifact -> key of what it was made from
-      mined/<tokens>/stats.safetensors, paths.parquet
-      statistics.safetensors          activation statistics of the calibration images
-      scores/<criterion>.safetensors
-      plans/<variant>.json
-      evaluations/<variant>.safetensors   outcome of every evaluation image
-      pruned/<variant>/               checkpoints
-      latency.json, metrics.jsonl, retention.svg, retention.png
+<run folder>/
+recipe.yaml                     the resolved recipe
+environment.json                versions and device
+keys.json                       artifact -> key of what it was made from
+mined/<tokens>/stats.safetensors, paths.parquet
+statistics.safetensors          activation statistics of the calibration images
+scores/<criterion>.safetensors
+plans/<variant>.json
+evaluations/<variant>.safetensors   outcome of every evaluation image
+pruned/<variant>/               checkpoints
+latency.json, metrics.jsonl, retention.svg, retention.png
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class RunFolder:
         if file.exists():
             found = yaml.safe_load(file.read_text(encoding="utf-8"))
             differences = list(_differences(found, recipe.model_dump(mode="json")))
-            if differences and not overwrite:
+            if differences and self._keys() and not overwrite:
                 raise RecipeError(
                     f"{self.path} holds the results of another recipe ({'; '.join(differences[:4])}); "
                     "choose another folder with output=…, or pass --overwrite"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import DATA_CONFIG, NAMES, rows
 
 from pathprune.data import (
     SKIPPED,
@@ -24,27 +25,6 @@ from pathprune.data import (
     refuse_overlap,
     sample_balanced,
 )
-
-DATA_CONFIG = {"input_size": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.25,) * 3, "interpolation": "bilinear", "crop_pct": 1.0}
-NAMES = ["cat", "dog", "owl"]
-
-
-def encoded(seed: int, *, broken: bool = False) -> dict[str, object]:
-    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return {"bytes": stream.getvalue()[:40] if broken else stream.getvalue(), "path": None}
-
-
-def rows(seeds: range, *, broken: tuple[int, ...] = ()) -> datasets.Dataset:
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
-    return datasets.Dataset.from_dict(
-        {
-            "image": [encoded(seed, broken=index in broken) for index, seed in enumerate(seeds)],
-            "label": [index % 3 for index in range(len(seeds))],
-        },
-        features=features,
-    )
 
 
 @pytest.fixture

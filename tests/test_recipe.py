@@ -69,7 +69,9 @@ def test_a_dumped_recipe_loads_as_itself(tmp_path: Path) -> None:
 
 
 def test_all_problems_are_reported_at_once_by_their_dotted_path(tmp_path: Path) -> None:
-    text = "prune: {ratio: 1.2, rond_to: 8}\nscore: {criteria: [tayler]}\ncompensation: [meen]\nmine: {nodes: 0}\nextra: 1"
+    text = (
+        "prune: {ratio: 1.2, rond_to: 8}\nscore: {criteria: [tayler]}\ncompensation: [meen]\nmine: {nodes: 0}\nextra: 1"
+    )
     with pytest.raises(RecipeError) as caught:
         load_recipe(written(tmp_path, text))
     message = str(caught.value)

@@ -48,7 +48,7 @@ def load_model(
     image_size: int | tuple[int, int] | None = None,
     model_args: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
-    """Load a model: on the CPU, in eval mode, float32 (a pruned folder: the dtypes that it was saved in).
+    """Load a model: on the CPU, in eval mode, float32.
 
     - `name`: a timm name, `hf-hub:owner/model`, a folder (plain or `local-dir:`) in timm's format or written by
       `save_pruned`, or `demo`.
@@ -71,7 +71,7 @@ def load_model(
             raise CheckpointError(
                 f"{folder} is a pruned checkpoint with its own weights; leave out checkpoint={checkpoint}"
             )
-        return _described(_pruned(folder, args), str(folder))
+        return _described(_pruned(folder, args).float(), str(folder))
     if folder is not None:
         _check_timm_folder(folder)
         weights = Path(checkpoint).expanduser() if checkpoint else _folder_weights(folder) if pretrained else None

@@ -1,0 +1,60 @@
+"""What the package offers, and which way its imports point."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pathprune
+
+PACKAGE = Path(pathprune.__file__).parent
+
+# stage -> what it may import from: itself and the stages before it
+STAGES = [
+    {"models"},
+    {"data", "progress"},
+    {"mining"},
+    {"scoring"},
+    {"pruning"},
+    {"recovery"},
+    {"evaluation"},
+    {"report"},
+    {"recipe"},
+    {"runs"},
+    {"experiment"},
+    {"pipeline"},
+    {"cli"},
+    {"__main__"},
+]
+LEVEL = {name: level for level, names in enumerate(STAGES) for name in names}
+
+
+def test_every_public_name_is_there() -> None:
+    for name in pathprune.__all__:
+        assert getattr(pathprune, name).__name__ == name
+    assert set(pathprune.__all__) == {name for names in pathprune._HOMES.values() for name in names}
+    assert not hasattr(pathprune, "no_such_name")
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    code = "import sys, pathprune, pathprune.cli; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_imports_point_down_the_stages_only() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        stage = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if stage == "__init__":
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pathprune."):
+                imported = str(node.module).split(".")[1]
+                assert LEVEL[imported] <= LEVEL[stage], f"{file} imports {node.module}"
+
+
+def test_mining_and_scoring_know_nothing_of_pruning() -> None:
+    assert LEVEL["mining"] < LEVEL["scoring"] < LEVEL["pruning"]
+    assert importlib.import_module("pathprune.mining")

@@ -1,0 +1,203 @@
+"""A whole run: what it computes, what it writes, and what a second run leaves alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import NAMES, rows, tiny_recipe, write_data, write_model
+
+from pathprune import experiment, pipeline
+from pathprune.data import DataError
+from pathprune.experiment import Variant, label
+from pathprune.models.adapt import adapt
+from pathprune.models.checkpoint import load_pruned, save_pruned
+from pathprune.pipeline import (
+    evaluate_recipe,
+    finetune_recipe,
+    mine_recipe,
+    plan_recipe,
+    prune_recipe,
+    run_recipe,
+    variants,
+)
+from pathprune.pruning import parse_compensation
+from pathprune.recipe import RecipeError
+from pathprune.scoring import parse_criterion
+
+REQUIRED = {
+    *("variant_id", "criterion", "compensation", "tokens", "budget_kind", "budget", "neurons_removed", "seed"),
+    *("num_images", "top1", "top1_ci", "retention", "retention_ci", "num_params", "macs"),
+    *("latency_ms", "latency_batch_size"),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_data(tmp_path / "data")
+    write_model(tmp_path / "model")
+    return tmp_path
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("computed again")
+
+
+def test_a_run_writes_one_complete_row_per_variant(folder: Path) -> None:
+    result = run_recipe(tiny_recipe(folder))
+    written = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    assert written == json.loads(json.dumps(result.metrics))
+    dense, *pruned = written
+    assert all(set(row) >= REQUIRED for row in written)
+    assert len({row["variant_id"] for row in written}) == len(written) == 1 + 2 * 4 * 2
+    assert (dense["criterion"], dense["compensation"], dense["retention"]) == (None, None, 1.0)
+    assert {row["criterion"] for row in pruned} == {"path", "path-class", "magnitude-l2", "random"}
+    assert {row["tokens"] for row in pruned if row["criterion"].startswith("path")} == {"all", "class"}
+    for row in written:
+        assert row["neurons_removed"] == row["budget"]
+        assert row["num_images"] == 30
+        assert row["top1_ci"][0] <= row["top1"] <= row["top1_ci"][1]
+        assert row["latency_ms"] > 0
+    smallest = next(row for row in pruned if row["budget"] == 0.5)
+    removed = 2 * 24  # neurons, each with a row of fc1, its bias, and a column of fc2, for embeddings of 12
+    assert dense["num_params"] - smallest["num_params"] == removed * (12 + 1 + 12)
+    assert dense["macs"] - smallest["macs"] == removed * (12 + 12) * 5  # five tokens
+    for name in ("recipe.yaml", "environment.json", "retention.svg", "retention.png", "mined/all/paths.parquet"):
+        assert (result.folder / name).stat().st_size > 0
+
+
+def test_a_second_run_computes_nothing_but_latency(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run_recipe(tiny_recipe(folder))
+    for name in ("locate_paths", "collect_statistics", "score", "evaluate_model", "save_pruned"):
+        monkeypatch.setattr(experiment, name, refuse)
+    second = run_recipe(tiny_recipe(folder))
+    timed = {"latency_ms", "latency_spread_ms", "images_per_second", "speedup", "speedup_spread"}
+    for before, after in zip(first.metrics, second.metrics, strict=True):
+        assert {k: v for k, v in before.items() if k not in timed} == {k: v for k, v in after.items() if k not in timed}
+
+
+def test_an_interrupted_run_keeps_what_is_finished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate, calls = experiment.evaluate_model, []
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(kwargs["description"])
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(experiment, "evaluate_model", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(tiny_recipe(folder))
+    done = [json.loads(line)["variant_id"] for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert done == calls[:3]
+    monkeypatch.setattr(experiment, "locate_paths", refuse)
+    result = run_recipe(tiny_recipe(folder))
+    assert len(result.metrics) == 17
+    assert calls[4:] == [row["variant_id"] for row in result.metrics][3:]
+
+
+def test_another_recipe_is_refused_and_overwriting_keeps_what_still_holds(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_recipe(tiny_recipe(folder))
+    changed = tiny_recipe(folder, prune={"ratio": [0.75]})
+    with pytest.raises(RecipeError, match=r"holds the results of another recipe \(prune.ratio: .*--overwrite"):
+        run_recipe(changed)
+    monkeypatch.setattr(experiment, "locate_paths", refuse)  # mining does not depend on the budget
+    assert {row["budget"] for row in run_recipe(changed, overwrite=True).metrics} == {0.0, 0.75}
+
+
+def test_a_recipe_that_failed_before_its_first_result_can_be_corrected(folder: Path) -> None:
+    with pytest.raises(ValueError, match="split 'nowhere'"):
+        run_recipe(tiny_recipe(folder, data={"source": str(folder / "data"), "splits": {"evaluate": "nowhere"}}))
+    run_recipe(tiny_recipe(folder))
+
+
+def test_changed_weights_are_noticed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine_recipe(tiny_recipe(folder))
+    model = load_pruned(folder / "model")
+    with torch.no_grad():
+        adapt(model).sites[0].down.weight.add_(0.1)
+    save_pruned(model, folder / "model")
+    monkeypatch.setattr(experiment, "locate_paths", refuse)
+    with pytest.raises(AssertionError, match="computed again"):
+        mine_recipe(tiny_recipe(folder))
+
+
+def test_a_folder_that_is_no_run_is_left_alone(folder: Path) -> None:
+    (folder / "run").mkdir()
+    (folder / "run" / "thesis.tex").write_text("")
+    with pytest.raises(RecipeError, match="is not empty and is no run folder"):
+        run_recipe(tiny_recipe(folder))
+
+
+def test_evaluation_images_may_not_be_mined_or_calibrated_on(folder: Path) -> None:
+    shared = {"source": str(folder / "data"), "splits": {"calibrate": "test[:5]", "evaluate": "test"}}
+    with pytest.raises(DataError, match="used to calibrate .* are also evaluated on"):
+        run_recipe(tiny_recipe(folder, data=shared))
+
+
+def test_a_saved_pruned_model_reloads_to_the_accuracy_reported(folder: Path) -> None:
+    result = run_recipe(tiny_recipe(folder))
+    reported = {row["variant_id"]: row for row in result.metrics}
+    saved = sorted((result.folder / "pruned").iterdir())
+    assert len(saved) == 2 * 2
+    for checkpoint in saved:
+        again = evaluate_recipe(
+            tiny_recipe(folder, model={"name": str(checkpoint)}, output=str(folder / checkpoint.name))
+        )
+        row = reported[checkpoint.name]
+        for key in ("top1", "num_params", "macs", "kept_widths"):
+            assert again[key] == row[key]
+        assert again["nll"] == pytest.approx(row["nll"], rel=1e-5)
+
+
+def test_planning_and_pruning_evaluate_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "evaluate_model", refuse)
+    recipe = tiny_recipe(folder)
+    plans = plan_recipe(recipe)
+    assert [plan.neurons_removed for plan in plans.values()] == [0.25] * 4 + [0.5] * 4
+    assert not (folder / "run" / "pruned").exists()
+    widths = [[site.width for site in adapt(load_pruned(checkpoint)).sites] for checkpoint in prune_recipe(recipe)]
+    assert widths == [[36, 36], [36, 36], [24, 24], [24, 24]]
+
+
+def test_unreadable_images_are_left_out_of_mining_and_accuracy(folder: Path) -> None:
+    rows(range(24), broken=(0, 1)).to_parquet(str(folder / "data" / "train.parquet"))
+    rows(range(100, 130), broken=(7,)).to_parquet(str(folder / "data" / "test.parquet"))
+    data = {"source": str(folder / "data"), "max_unreadable": 0.1}
+    result = run_recipe(tiny_recipe(folder, data=data, mine={"num_images": None, "nodes": 2}))
+    assert {row["num_images"] for row in result.metrics} == {29}
+    paths = pipeline.Experiment(tiny_recipe(folder, data=data, mine={"num_images": None, "nodes": 2})).mined("all")
+    assert paths.num_images.tolist() == [7, 7, 8]
+
+
+def test_variants_have_distinct_ids_even_where_only_options_differ() -> None:
+    recipe = tiny_recipe(Path("x"), score={"criteria": ["path", {"name": "path", "importance": "count"}]})
+    ids = [variant.id for variant in variants(recipe)]
+    assert len(set(ids)) == len(ids) == 8
+    variant = Variant(parse_criterion({"name": "path", "reduce": "max"}), parse_compensation("mean"), 0.5)
+    assert variant.id == "path+reduce=_max_--mean--0.5"
+    assert label(parse_criterion("path")) == "path"
+
+
+def training(epochs: int) -> dict[str, Any]:
+    return {"epochs": epochs, "batch_size": 8, "learning_rate": 0.01, "warmup_epochs": 0, "crop_scale": [0.9, 1.0]}
+
+
+def test_finetuning_learns_and_saves_a_model_that_loads(folder: Path) -> None:
+    before = evaluate_recipe(tiny_recipe(folder, output=str(folder / "before")))
+    result = finetune_recipe(tiny_recipe(folder, train=training(12)))
+    assert result.metrics[0]["top1"] >= 0.8 > before["top1"]
+    model = load_pruned(result.folder / "model")
+    assert model.pretrained_cfg["label_names"] == tuple(NAMES)
+    assert not list(result.folder.glob("*.pt"))
+
+
+def test_finetuning_a_second_time_trains_no_more(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = finetune_recipe(tiny_recipe(folder, train=training(2)))
+    monkeypatch.setattr(pipeline, "train", refuse)
+    assert finetune_recipe(tiny_recipe(folder, train=training(2))).metrics == first.metrics
