@@ -14,7 +14,7 @@ TINY = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads
 
 def make() -> AdaptedModel:
     torch.manual_seed(0)
-    return adapt(timm.create_model("vit_tiny_patch16_224", **TINY).double())
+    return adapt(timm.create_model("vit_tiny_patch16_224", **TINY, proj_drop_rate=0.5).double().train())
 
 
 def batches_of(images: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
