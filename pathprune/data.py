@@ -17,10 +17,10 @@ from typing import Any
 
 import datasets
 import numpy as np
-import timm.data
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Image, ReadInstruction, Value
 from PIL import Image as PILImage
+from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -212,7 +212,8 @@ def check_labels(images: LabelledImages, *, num_classes: int) -> None:
     if len(wrong):
         raise DataError(
             f"split '{images.split}': label {images.labels[wrong[0]]} of image {images.indices[wrong[0]]} is out of "
-            f"range: the model has {num_classes} classes (0 to {num_classes - 1}); check the data set or model.num_classes"
+            f"range: the model has {num_classes} classes (0 to {num_classes - 1}); check the data set or "
+            "model.num_classes"
         )
 
 
@@ -245,7 +246,8 @@ def refuse_overlap(evaluation: LabelledImages, others: Mapping[str, LabelledImag
 
 def evaluation_transform(data_config: Mapping[str, Any]) -> Transform:
     """Timm's evaluation transform for a model's data config: image -> normalised `[C, H, W]`."""
-    return timm.data.create_transform(**data_config, is_training=False)  # type: ignore[no-any-return]
+    transform: Transform = create_transform(**data_config, is_training=False)
+    return transform
 
 
 def make_loader(
@@ -259,7 +261,7 @@ def make_loader(
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """Batches of `(images [B, C, H, W], labels int64 [B])`; unreadable images are rows labelled `SKIPPED`."""
     return DataLoader(
-        images,
+        images,  # type: ignore[arg-type]  # torch types batches like items; labels are collated from ints
         batch_size=batch_size,
         shuffle=shuffle,
         drop_last=drop_last,

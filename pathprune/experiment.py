@@ -44,11 +44,11 @@ from pathprune.pruning.compensation import Compensation
 from pathprune.recipe import Recipe, RecipeError
 from pathprune.runs import RunFolder, key_of
 from pathprune.scoring import ActivationStatistics, Criterion, Scores, ScoringContext, collect_statistics, score
+from pathprune.scoring.criteria import Tokens
 
 log = logging.getLogger(__name__)
 
 Use = Literal["mine", "calibrate", "train", "evaluate"]
-Tokens = Literal["all", "class"]
 
 
 @dataclass(frozen=True)

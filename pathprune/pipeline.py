@@ -29,6 +29,7 @@ from pathprune.recovery import train
 from pathprune.report.figures import retention_figure
 from pathprune.runs import key_of
 from pathprune.scoring import parse_criterion
+from pathprune.scoring.criteria import Tokens
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,15 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
 def mine_recipe(recipe: Recipe, *, overwrite: bool = False) -> list[Path]:
     """Mine what the recipe's criteria need (all tokens, where none needs any); returns the statistics' files."""
     experiment = Experiment(recipe, overwrite=overwrite)
-    needed = [parse_criterion(spec).needs_mining for spec in recipe.score.criteria]
+    needed: dict[Tokens, None] = {}
+    for spec in recipe.score.criteria:
+        if (tokens := parse_criterion(spec).needs_mining) is not None:
+            needed[tokens] = None
     files = []
-    for tokens in dict.fromkeys([tokens for tokens in needed if tokens] or ["all"]):
-        experiment.mined(tokens)
-        files.append(experiment.folder.path / "mined" / tokens / "stats.safetensors")
+    all_tokens: dict[Tokens, None] = {"all": None}
+    for wanted in needed or all_tokens:
+        experiment.mined(wanted)
+        files.append(experiment.folder.path / "mined" / wanted / "stats.safetensors")
     return files
 
 

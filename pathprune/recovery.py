@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
-import timm.data
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DataLoaderConfiguration, set_seed
 from pydantic import BaseModel, ConfigDict, Field
+from timm.data import Mixup, create_transform
 from timm.layers import PatchDropout
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
@@ -68,55 +67,35 @@ def train(
     state_file: Path | None = None,
     validate: Callable[[nn.Module], float] | None = None,
 ) -> list[dict[str, float]]:
-    """Train `model` in place; returns one record per epoch (loss, learning rate, validation accuracy).
+    """Train `model` in place; returns one record per epoch (loss, learning rate and, with `validate`, top-1).
 
     `state_file` is rewritten after every epoch; a later call that finds it goes on from there. Order, augmentation and
-    dropout of an epoch depend on `seed` and the epoch alone, so that a resumed run repeats what an unbroken one does.
+    dropout of an epoch depend on `seed` and the epoch alone: a resumed run repeats what an unbroken one does.
+
+    Raises `ValueError` for a `patch_drop_rate` that the model has no part for, and `FloatingPointError` for a loss that
+    is not finite.
     """
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.accumulate_steps
-    )
-    loader = make_loader(
-        images.with_transform(training_transform(data_config, config)),
-        batch_size=config.batch_size,
-        shuffle=True,
-        drop_last=len(images) >= config.batch_size,
-        num_workers=config.num_workers,
-        seed=config.seed,
-    )
-    optimizer = create_optimizer_v2(
-        model, opt=config.optimizer, lr=config.learning_rate, weight_decay=config.weight_decay
-    )
-    prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    scheduler = _scheduler(optimizer, config, updates_per_epoch=-(-len(loader) // config.accumulate_steps))
-    average = _WeightAverage(model, config.ema_decay) if config.ema_decay else None
-    history = _resume(state_file, model, optimizer, average)
-    step_model = torch.compile(prepared) if config.compile else prepared
-    prepared.train()
-    for epoch in range(len(history), config.epochs):
-        set_seed(config.seed * 100_003 + epoch, device_specific=True)
-        _drop_patches(model, config.patch_drop_rate if epoch < config.epochs - config.all_patches_epochs else 0.0)
-        loader.set_epoch(epoch)
-        record = _train_epoch(
-            step_model, loader, optimizer, scheduler, accelerator, config, epoch, num_classes, average, len(images)
+    if config.patch_drop_rate and not hasattr(model, "patch_drop"):
+        raise ValueError(
+            f"patch_drop_rate is {config.patch_drop_rate}, but {type(model).__name__} has no patch_drop; set it to 0"
         )
+    trainer = _Trainer(model, images, config, data_config, num_classes)
+    trainer.resume(state_file)
+    for epoch in range(len(trainer.history), config.epochs):
+        record = trainer.run_epoch(epoch)
         if validate is not None:
-            record["top1"] = validate(average.model if average else model)
-        history.append(record)
+            record["top1"] = validate(trainer.result)
+        trainer.history.append(record)
         log.info("epoch %d of %d: %s", epoch + 1, config.epochs, ", ".join(f"{k} {v:.4g}" for k, v in record.items()))
-        if accelerator.is_main_process and state_file is not None:
-            _save_state(state_file, model, optimizer, average, history)
-    _drop_patches(model, 0.0)
-    if average:
-        model.load_state_dict(average.model.state_dict())
-    accelerator.free_memory()
-    model.eval()
-    return history
+        if state_file is not None and trainer.accelerator.is_main_process:
+            trainer.save(state_file)
+    trainer.finish()
+    return trainer.history
 
 
 def training_transform(data_config: Mapping[str, Any], config: TrainConfig) -> Callable[[Any], Tensor]:
-    """Timm's training transform at the model's own input size and normalisation."""
-    return timm.data.create_transform(  # type: ignore[no-any-return]
+    """The training transform of timm, at the model's own input size and normalisation."""
+    transform: Callable[[Any], Tensor] = create_transform(
         **data_config,
         is_training=True,
         scale=config.crop_scale,
@@ -125,78 +104,142 @@ def training_transform(data_config: Mapping[str, Any], config: TrainConfig) -> C
         auto_augment=config.auto_augment,
         re_prob=config.random_erasing,
     )
+    return transform
 
 
-def _scheduler(optimizer: Any, config: TrainConfig, *, updates_per_epoch: int) -> Any:
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched=config.schedule,
-        num_epochs=config.epochs,
-        warmup_epochs=config.warmup_epochs,
-        warmup_lr=config.learning_rate / 100,
-        min_lr=config.min_learning_rate,
-        step_on_epochs=False,
-        updates_per_epoch=updates_per_epoch,
-    )
-    return scheduler
+class _Trainer:
+    """The state of a training: model, optimizer, schedule, moving average and what is done so far."""
 
-
-def _train_epoch(
-    model: nn.Module,
-    loader: Any,
-    optimizer: Any,
-    scheduler: Any,
-    accelerator: Accelerator,
-    config: TrainConfig,
-    epoch: int,
-    num_classes: int,
-    average: _WeightAverage | None,
-    num_images: int,
-) -> dict[str, float]:
-    mix = None
-    if config.mixup or config.cutmix:
-        mix = timm.data.Mixup(
-            config.mixup, config.cutmix, label_smoothing=config.label_smoothing, num_classes=num_classes
+    def __init__(
+        self,
+        model: nn.Module,
+        images: LabelledImages,
+        config: TrainConfig,
+        data_config: Mapping[str, Any],
+        num_classes: int,
+    ) -> None:
+        self.model, self.config, self.num_images = model, config, len(images)
+        self.history: list[dict[str, float]] = []
+        # the order of an epoch then follows from the seed and the epoch, whatever was run before
+        order = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed)
+        self.accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.accumulate_steps,
+            dataloader_config=order,
         )
-    loss_of = SoftTargetCrossEntropy() if mix else nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
-    updates_per_epoch = -(-len(loader) // config.accumulate_steps)
-    total, seen, update = 0.0, 0, epoch * updates_per_epoch
-    with image_progress(disable=not accelerator.is_main_process) as progress:
-        task = progress.add_task(f"epoch {epoch + 1}/{config.epochs}", total=num_images, note="")
-        for images, labels in loader:
-            readable = labels != SKIPPED
-            images, labels = images[readable], labels[readable]
-            if mix is not None and len(images) % 2 == 0:
-                images, labels = mix(images, labels)
-            elif mix is not None:  # timm's mixup pairs images: an odd batch goes in unmixed
-                labels = nn.functional.one_hot(labels, num_classes).to(images.dtype)
-            with accelerator.accumulate(model):
-                loss = loss_of(model(images).float(), labels)
-                if not torch.isfinite(loss):
-                    raise FloatingPointError(f"the loss is {loss.item()} in epoch {epoch + 1}; lower learning_rate")
-                accelerator.backward(loss)
+        loader = make_loader(
+            images.with_transform(training_transform(data_config, config)),
+            batch_size=config.batch_size,
+            shuffle=True,
+            drop_last=len(images) >= config.batch_size,
+            num_workers=config.num_workers,
+            seed=config.seed,
+        )
+        optimizer = create_optimizer_v2(
+            model, opt=config.optimizer, lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        prepared, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
+        self.step_model: Any = torch.compile(prepared) if config.compile else prepared
+        self.updates_per_epoch = -(-len(self.loader) // config.accumulate_steps)
+        self.scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=config.schedule,
+            num_epochs=config.epochs,
+            warmup_epochs=config.warmup_epochs,  # type: ignore[arg-type]  # part of an epoch is fine, by updates
+            warmup_lr=config.learning_rate / 100,
+            min_lr=config.min_learning_rate,
+            step_on_epochs=False,
+            updates_per_epoch=self.updates_per_epoch,
+        )
+        self.average = _WeightAverage(model, config.ema_decay) if config.ema_decay else None
+        self.mixup: Any = None
+        if config.mixup or config.cutmix:
+            smoothing = config.label_smoothing
+            self.mixup = Mixup(config.mixup, config.cutmix, label_smoothing=smoothing, num_classes=num_classes)  # type: ignore[no-untyped-call]
+        self.loss = _SoftOrHardCrossEntropy(config.label_smoothing)
+
+    @property
+    def result(self) -> nn.Module:
+        """The model to use: the average where there is one."""
+        return self.average.model if self.average else self.model
+
+    def run_epoch(self, epoch: int) -> dict[str, float]:
+        config, accelerator = self.config, self.accelerator
+        set_seed(config.seed * 100_003 + epoch, device_specific=True)
+        self.loader.set_epoch(epoch)
+        self.step_model.train()
+        _drop_patches(self.model, config.patch_drop_rate if epoch < config.epochs - config.all_patches_epochs else 0.0)
+        total, seen, update = 0.0, 0, epoch * self.updates_per_epoch
+        with image_progress(disable=not accelerator.is_main_process) as progress:
+            task = progress.add_task(f"epoch {epoch + 1}/{config.epochs}", total=self.num_images, note="")
+            for batch, labels in self.loader:
+                images, labels = batch[labels != SKIPPED], labels[labels != SKIPPED]
+                if self.mixup is not None and len(images) % 2 == 0:  # timm's mixup pairs images
+                    images, labels = self.mixup(images, labels)
+                with accelerator.accumulate(self.step_model):
+                    loss = self.loss(self.step_model(images).float(), labels)
+                    if not torch.isfinite(loss):
+                        raise FloatingPointError(f"the loss is {loss.item()} in epoch {epoch + 1}; lower learning_rate")
+                    accelerator.backward(loss)
+                    if accelerator.sync_gradients and config.clip_grad_norm is not None:
+                        accelerator.clip_grad_norm_(self.step_model.parameters(), config.clip_grad_norm)
+                    self.optimizer.step()
+                    self.optimizer.zero_grad()
                 if accelerator.sync_gradients:
-                    if config.clip_grad_norm is not None:
-                        accelerator.clip_grad_norm_(model.parameters(), config.clip_grad_norm)
                     update += 1
-                optimizer.step()
-                optimizer.zero_grad()
-            if accelerator.sync_gradients:
-                scheduler.step_update(update)
-                if average is not None:
-                    average.update(update)
-            total, seen = total + loss.item() * len(images), seen + len(images)
-            progress.update(task, advance=len(images) * accelerator.num_processes, note=f"loss {total / seen:.3f}")
-    return {"loss": total / max(seen, 1), "learning_rate": optimizer.param_groups[0]["lr"]}
+                    self.scheduler.step_update(update)
+                    if self.average:
+                        self.average.update(update)
+                total, seen = total + loss.item() * len(images), seen + len(images)
+                progress.update(task, advance=len(images) * accelerator.num_processes, note=f"loss {total / seen:.3f}")
+        return {"loss": total / max(seen, 1), "learning_rate": self.optimizer.param_groups[0]["lr"]}
+
+    def finish(self) -> None:
+        """Leave the result in the model that was given, ready for use."""
+        _drop_patches(self.model, 0.0)
+        if self.average:
+            self.model.load_state_dict(self.average.model.state_dict())
+        self.model.eval()
+
+    def save(self, file: Path) -> None:
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "history": self.history}
+        if self.average:
+            state["average"] = self.average.model.state_dict()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_suffix(".tmp")
+        torch.save(state, unfinished)
+        unfinished.replace(file)
+
+    def resume(self, file: Path | None) -> None:
+        """Go on from what an earlier call left in `file`, if there is one."""
+        if file is None or not file.exists():
+            return
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average:
+            self.average.model.load_state_dict(state["average"])
+        self.history = list(state["history"])
+        log.info("going on after %d epochs found in %s", len(self.history), file)
 
 
-def _drop_patches(model: nn.Module, rate: float) -> None:
-    """Set (in place) the share of patch tokens that `model` drops in training."""
-    if not hasattr(model, "patch_drop"):
-        if rate:
-            raise ValueError(f"patch_drop_rate is {rate}, but {type(model).__name__} has no patch_drop; set it to 0")
-        return
-    model.patch_drop = PatchDropout(rate, num_prefix_tokens=int(model.num_prefix_tokens)) if rate else nn.Identity()
+class _SoftOrHardCrossEntropy(nn.Module):
+    """Cross entropy to mixed targets `[B, K]` or, smoothed, to labels `[B]`."""
+
+    def __init__(self, label_smoothing: float) -> None:
+        super().__init__()
+        self.soft: nn.Module = SoftTargetCrossEntropy()  # type: ignore[no-untyped-call]
+        self.hard = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        loss: Tensor = (self.soft if targets.ndim == 2 else self.hard)(logits, targets)
+        return loss
+
+
+def _drop_patches(model: Any, rate: float) -> None:
+    """Set (in place) the share of patch tokens that `model` drops in training, where it has a part for that."""
+    if hasattr(model, "patch_drop"):
+        model.patch_drop = PatchDropout(rate, num_prefix_tokens=model.num_prefix_tokens) if rate else nn.Identity()
 
 
 class _WeightAverage:
@@ -214,30 +257,3 @@ class _WeightAverage:
                 mine.lerp_(theirs, 1 - decay)
             else:
                 mine.copy_(theirs)
-
-
-def _save_state(
-    file: Path, model: nn.Module, optimizer: Any, average: _WeightAverage | None, history: list[dict[str, float]]
-) -> None:
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
-    if average:
-        state["average"] = average.model.state_dict()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".tmp")
-    torch.save(state, unfinished)
-    os.replace(unfinished, file)
-
-
-def _resume(
-    file: Path | None, model: nn.Module, optimizer: Any, average: _WeightAverage | None
-) -> list[dict[str, float]]:
-    """Load (in place) what an earlier call left in `file`; returns the epochs done, none where there is no file."""
-    if file is None or not file.exists():
-        return []
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    if average:
-        average.model.load_state_dict(state["average"])
-    log.info("going on after %d epochs found in %s", len(state["history"]), file)
-    return list(state["history"])

@@ -45,7 +45,7 @@ def write_atomically(file: Path, content: str) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-    os.replace(unfinished, file)
+    unfinished.replace(file)
 
 
 @dataclass(frozen=True)

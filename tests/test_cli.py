@@ -92,9 +92,11 @@ MISTAKES = {
     ),
     "unknown class": (["score.criteria=[{name: path, classes: [bird]}]"], "bird"),
     "class token of a pooling model": (
-        ["model.name=vit_tiny_patch16_224", "model.pretrained=false", "model.num_classes=3"]
-        + ["model.args={img_size: 8, patch_size: 4, depth: 2, global_pool: avg, class_token: false}"]
-        + ["score.criteria=[path-class]"],
+        [
+            *("model.name=vit_tiny_patch16_224", "model.pretrained=false", "model.num_classes=3"),
+            "model.args={img_size: 8, patch_size: 4, depth: 2, global_pool: avg, class_token: false}",
+            "score.criteria=[path-class]",
+        ],
         "use tokens='all'",
     ),
 }

@@ -135,7 +135,7 @@ def test_missing_data_is_said_in_one_line(parquet_folder: Path, source: str, spl
 
 def test_missing_columns_are_said_with_those_there_are() -> None:
     table = rows(range(3)).rename_column("label", "kind")
-    with pytest.raises(DataError, match="no label column named like label, .* columns: image, kind"):
+    with pytest.raises(DataError, match=r"no label column named like label, .* columns: image, kind"):
         read_split(lambda _: table, "train")
     assert read_split(lambda _: table, "train", label_column="kind").labels.tolist() == [0, 1, 2]
 

@@ -136,7 +136,7 @@ def test_a_folder_that_is_no_run_is_left_alone(folder: Path) -> None:
 
 def test_evaluation_images_may_not_be_mined_or_calibrated_on(folder: Path) -> None:
     shared = {"source": str(folder / "data"), "splits": {"calibrate": "test[:5]", "evaluate": "test"}}
-    with pytest.raises(DataError, match="used to calibrate .* are also evaluated on"):
+    with pytest.raises(DataError, match=r"used to calibrate .* are also evaluated on"):
         run_recipe(tiny_recipe(folder, data=shared))
 
 

@@ -102,7 +102,9 @@ def test_unusable_recipes_are_refused(tmp_path: Path, text: str, overrides: list
 
 
 def test_a_missing_recipe_is_answered_with_those_that_ship() -> None:
-    with pytest.raises(RecipeError, match="recipe 'quikstart' does not exist; give a YAML file or one of .*quickstart"):
+    with pytest.raises(
+        RecipeError, match=r"recipe 'quikstart' does not exist; give a YAML file or one of .*quickstart"
+    ):
         load_recipe("quikstart")
 
 

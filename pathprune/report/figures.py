@@ -63,4 +63,4 @@ def retention_figure(rows: Sequence[Mapping[str, Any]], file: Path) -> Figure:
 
 def _name(row: Mapping[str, Any]) -> str:
     options = row["criterion_options"]
-    return row["criterion"] + (f" {options}" if options else "")
+    return f"{row['criterion']} {options}" if options else str(row["criterion"])

@@ -77,8 +77,8 @@ def plan_table(title: str, plan: PrunePlan) -> Table:
 def _criterion(row: Row) -> str:
     if row["criterion"] is None:
         return "dense"
-    options = row.get("criterion_options") or {}
-    return row["criterion"] + (f" ({', '.join(f'{key}={value}' for key, value in options.items())})" if options else "")
+    options = ", ".join(f"{key}={value}" for key, value in (row.get("criterion_options") or {}).items())
+    return f"{row['criterion']} ({options})" if options else str(row["criterion"])
 
 
 def _with_interval(value: float, interval: Sequence[float]) -> str:
