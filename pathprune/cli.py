@@ -28,6 +28,8 @@ app = typer.Typer(
 recipes_app = typer.Typer(help="The recipes that come with pathprune.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
 console = Console()
+if not console.is_terminal:
+    console = Console(width=120)  # tables in logs and pipes need not fit a screen
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe's YAML file, or the name of a shipped recipe.")]
 OverridesArgument = Annotated[
@@ -70,8 +72,9 @@ def run(recipe: RecipeArgument, overrides: OverridesArgument = None, overwrite: 
     result = run_recipe(load_recipe(recipe, overrides or ()), overwrite=overwrite)
     if result.is_main_process:
         console.print(comparison_table(result.metrics))
+        console.print("Top-1 in points, with the 95 % interval of the paired difference:")
         for line in verdicts(result.metrics, result.evaluations):
-            console.print(line)
+            console.print(f"  {line}", soft_wrap=True)
         console.print(f"Results: {result.folder}", soft_wrap=True)
 
 

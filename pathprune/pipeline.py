@@ -12,18 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from pathprune.evaluation import (
-    Evaluation,
-    count_macs,
-    count_params,
-    measure_latency,
-    retention,
-    speedup,
-    top1_ci,
-)
+from pathprune.comparison import add_latency, dense_row, pruned_row
+from pathprune.evaluation import Evaluation
 from pathprune.experiment import Experiment, Variant, label
 from pathprune.models.checkpoint import load_pruned
-from pathprune.pruning import PrunePlan, parse_compensation, prune
+from pathprune.pruning import PrunePlan, parse_compensation
 from pathprune.recipe import Recipe
 from pathprune.recovery import train
 from pathprune.report.figures import retention_figure
@@ -66,20 +59,23 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
     folder.write_json("environment.json", _environment(experiment))
     dense = experiment.evaluation("dense", None)
     evaluations = {"dense": dense}
-    rows = [_dense_row(experiment, dense)]
+    rows = [dense_row(experiment, dense)]
     folder.write_metrics(rows)
     plans: dict[str, PrunePlan] = {}
     for variant in variants(recipe):
         plan = experiment.plan(variant.criterion, variant.budget)
         folder.write_json(f"plans/{variant.id}.json", plan.to_dict())
-        evaluation, model = _evaluate_variant(experiment, variant, plan, dense)
+        model = experiment.pruned(variant, plan).model
+        key = experiment.variant_key(variant, plan)
+        evaluation = experiment.evaluation(variant.id, model, reference=dense, key=key)
+        checkpoint = _save(experiment, variant, plan, model) if _is_saved(recipe, variant) else None
         evaluations[variant.id], plans[variant.id] = evaluation, plan
-        rows.append(_pruned_row(experiment, variant, plan, evaluation, dense, model))
-        folder.write_metrics(rows)
-    if recipe.evaluate.latency:
-        _add_latency(experiment, rows, plans)
+        rows.append(pruned_row(experiment, variant, plan, model, evaluation, dense=dense, checkpoint=checkpoint))
         folder.write_metrics(rows)
     if folder.main:
+        if recipe.evaluate.latency:  # by one process alone: others would disturb it
+            add_latency(experiment, rows, plans)
+            folder.write_metrics(rows)
         retention_figure(rows, folder.path / "retention")
     return RunResult(folder.path, rows, evaluations, folder.main)
 
@@ -125,7 +121,7 @@ def prune_recipe(recipe: Recipe, *, overwrite: bool = False) -> list[Path]:
 def evaluate_recipe(recipe: Recipe) -> dict[str, Any]:
     """Evaluate the recipe's model as it is; nothing is mined or pruned, and nothing is written but the evaluation."""
     experiment = Experiment(recipe)
-    return _dense_row(experiment, experiment.evaluation("dense", None))
+    return dense_row(experiment, experiment.evaluation("dense", None))
 
 
 def finetune_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
@@ -155,20 +151,9 @@ def finetune_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
             (folder.path / f"training-{key}.pt").unlink(missing_ok=True)
     experiment.model.load_state_dict(load_pruned(folder.path / "model").state_dict())
     evaluation = experiment.evaluation("trained", None, key=key)
-    rows = [_dense_row(experiment, evaluation)]
+    rows = [dense_row(experiment, evaluation)]
     folder.write_metrics(rows)
     return RunResult(folder.path, rows, {"dense": evaluation}, folder.main)
-
-
-def _evaluate_variant(
-    experiment: Experiment, variant: Variant, plan: PrunePlan, dense: Evaluation
-) -> tuple[Evaluation, nn.Module]:
-    key = experiment.variant_key(variant, plan)
-    model = experiment.pruned(variant, plan).model
-    evaluation = experiment.evaluation(variant.id, model, reference=dense, key=key)
-    if _is_saved(experiment.recipe, variant):
-        _save(experiment, variant, plan, model)
-    return evaluation, model
 
 
 def _is_saved(recipe: Recipe, variant: Variant) -> bool:
@@ -185,90 +170,6 @@ def _save(experiment: Experiment, variant: Variant, plan: PrunePlan, model: nn.M
         kept=plan.kept,
         provenance=about,
     )
-
-
-def _dense_row(experiment: Experiment, evaluation: Evaluation) -> dict[str, Any]:
-    """The row of the recipe's own model, unpruned by this run."""
-    return {
-        "variant_id": "dense",
-        "criterion": None,
-        "compensation": None,
-        "tokens": None,
-        "budget_kind": "neurons",
-        "budget": 0.0,
-        "neurons_removed": 0.0,
-        **_measured(experiment, experiment.model, evaluation, evaluation),
-        "kept_widths": [site.width for site in experiment.adapted.sites],
-    }
-
-
-def _pruned_row(
-    experiment: Experiment,
-    variant: Variant,
-    plan: PrunePlan,
-    evaluation: Evaluation,
-    dense: Evaluation,
-    model: nn.Module,
-) -> dict[str, Any]:
-    return {
-        "variant_id": variant.id,
-        "criterion": variant.criterion.name,
-        "criterion_options": variant.criterion.model_dump(mode="json", exclude_defaults=True),
-        "compensation": variant.compensation.name,
-        "tokens": variant.criterion.needs_mining,
-        "budget_kind": "neurons",
-        "budget": variant.budget,
-        "neurons_removed": plan.neurons_removed,
-        **_measured(experiment, model, evaluation, dense),
-        "kept_widths": [len(kept) for kept in plan.kept.values()],
-    }
-
-
-def _measured(experiment: Experiment, model: nn.Module, evaluation: Evaluation, dense: Evaluation) -> dict[str, Any]:
-    summary = evaluation.summary()
-    kept = retention(evaluation, dense)
-    return {
-        "seed": experiment.recipe.seed,
-        "num_images": summary["num_images"],
-        "top1": summary["top1"],
-        "top1_ci": list(top1_ci(evaluation)),
-        "retention": kept.value,
-        "retention_ci": list(kept.ci),
-        "top5": summary["top5"],
-        "nll": summary["nll"],
-        "per_class": summary["per_class"],
-        "agreement": summary.get("agreement"),
-        "num_params": count_params(model),
-        "macs": count_macs(model, tuple(experiment.data_config["input_size"][1:])),
-        "latency_ms": None,
-        "latency_batch_size": None,
-    }
-
-
-def _add_latency(experiment: Experiment, rows: list[dict[str, Any]], plans: Mapping[str, PrunePlan]) -> None:
-    """Time (into `rows`, in place) dense and pruned models in turns; equal widths are timed once."""
-    config = experiment.recipe.evaluate
-    models: dict[str, nn.Module] = {}
-    for row in rows:
-        name = _widths_name(row)
-        if name not in models:
-            plan = plans.get(row["variant_id"])
-            models[name] = prune(experiment.adapted, plan=plan).model if plan else experiment.model
-    results = measure_latency(models, experiment.latency_images(), repeats=config.latency_repeats)
-    dense = results[_widths_name(rows[0])]
-    for row in rows:
-        result = results[_widths_name(row)]
-        ratio = speedup(dense, result)
-        row["latency_ms"] = result.median_ms
-        row["latency_spread_ms"] = [result.low_ms, result.high_ms]
-        row["latency_batch_size"] = result.batch_size
-        row["images_per_second"] = result.throughput
-        row["speedup"] = ratio.median
-        row["speedup_spread"] = [ratio.low, ratio.high]
-
-
-def _widths_name(row: Mapping[str, Any]) -> str:
-    return "-".join(map(str, row["kept_widths"]))
 
 
 def _environment(experiment: Experiment) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def test_run_prints_the_comparison_and_where_it_is(
         "magnitude-l2",
         "random",
         "50%",
-        "At 50% removed",
+        "50%, compensation none: path ties with path-class (+0.0 [+0.0, +0.0])",
         "30 evaluation images",
     ):
         assert word in printed

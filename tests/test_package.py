@@ -25,6 +25,7 @@ STAGES = [
     {"recipe"},
     {"runs"},
     {"experiment"},
+    {"comparison"},
     {"pipeline"},
     {"cli"},
     {"__main__"},

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +100,21 @@ def test_an_interrupted_run_keeps_what_is_finished(folder: Path, monkeypatch: py
     result = run_recipe(tiny_recipe(folder))
     assert len(result.metrics) == 17
     assert calls[4:] == [row["variant_id"] for row in result.metrics][3:]
+
+
+def test_two_processes_find_what_one_finds(folder: Path) -> None:
+    alone = run_recipe(tiny_recipe(folder))
+    recipe = folder / "shared.yaml"
+    recipe.write_text(tiny_recipe(folder, output=str(folder / "shared")).to_yaml(), encoding="utf-8")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    settings = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = [*launch, *settings, "-m", "pathprune", "run", str(recipe)]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    together = [json.loads(line) for line in (folder / "shared" / "metrics.jsonl").read_text().splitlines()]
+    for one, two in zip(alone.metrics, together, strict=True):
+        assert two["variant_id"] == one["variant_id"]
+        assert (two["num_images"], two["top1"], two["per_class"]) == (one["num_images"], one["top1"], one["per_class"])
+        assert two["nll"] == pytest.approx(one["nll"], rel=1e-6)
 
 
 def test_another_recipe_is_refused_and_overwriting_keeps_what_still_holds(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from pathprune.evaluation import Evaluation, compare
@@ -14,52 +15,56 @@ Row = Mapping[str, Any]
 
 
 def comparison_table(rows: Sequence[Row]) -> Table:
-    """One line per variant; accuracies with their 95 % intervals."""
-    table = Table(title=f"{rows[0]['num_images']:,} evaluation images; intervals are 95 %", header_style="bold")
+    """One line per variant, a section per budget; accuracies with their 95 % intervals."""
+    title = f"{rows[0]['num_images']:,} evaluation images, 95 % intervals; latency of {_batch(rows)} on this device"
+    table = Table(title=title, header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("removed", "criterion", "compensation"):
-        table.add_column(heading)
-    for heading in ("top-1 %", "retention %", "params M", "MACs M", "latency ms", "faster"):
-        table.add_column(heading, justify="right")
-    for index, row in enumerate(rows):
-        if index and row["budget"] != rows[index - 1]["budget"]:
+        table.add_column(heading, no_wrap=True)
+    for heading in ("top-1 %", "retention %", "params", "MACs", "latency", "faster"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    budget = None
+    for row in rows:
+        if row["budget"] != budget:
             table.add_section()
         table.add_row(
-            f"{row['neurons_removed']:.0%}" if row["criterion"] else "–",
+            "" if row["budget"] == budget or not row["criterion"] else f"{row['neurons_removed']:.0%}",
             _criterion(row),
-            row["compensation"] or "–",
+            row["compensation"] or "",
             _with_interval(row["top1"], row["top1_ci"]),
             _with_interval(row["retention"], row["retention_ci"]) if row["criterion"] else "100.0",
-            f"{row['num_params'] / 1e6:.2f}",
-            f"{row['macs'] / 1e6:,.0f}",
-            "–" if row["latency_ms"] is None else f"{row['latency_ms']:.1f}",
-            "–" if row["latency_ms"] is None else f"{row['speedup']:.2f}×",
+            f"{row['num_params'] / 1e6:.2f} M",
+            f"{row['macs'] / 1e6:,.0f} M",
+            "" if row["latency_ms"] is None else f"{row['latency_ms']:.1f} ms",
+            "" if row["latency_ms"] is None else f"{row['speedup']:.2f}×",
         )
+        budget = row["budget"]
     return table
 
 
+def _batch(rows: Sequence[Row]) -> str:
+    size = rows[0]["latency_batch_size"]
+    return "a batch" if size is None else f"a batch of {size}"
+
+
 def verdicts(rows: Sequence[Row], evaluations: Mapping[str, Evaluation]) -> list[str]:
-    """Per budget: how the path-guided variant does against each other criterion under the same compensation."""
+    """How `path` does against each other criterion at the same budget and compensation, one line for each of these."""
     lines = []
-    guided = [row for row in rows if row["criterion"] == "path"]
-    for row in guided:
-        others = [
-            other
-            for other in rows
-            if other["criterion"] not in (None, "path")
-            and (other["budget"], other["compensation"]) == (row["budget"], row["compensation"])
-        ]
-        if not others:
+    for row in rows:
+        if row["criterion"] != "path":
             continue
         said = []
-        for other in others:
+        for other in rows:
+            same_terms = (other["budget"], other["compensation"]) == (row["budget"], row["compensation"])
+            if not same_terms or other["criterion"] in (None, "path"):
+                continue
             result = compare(evaluations[row["variant_id"]], evaluations[other["variant_id"]])
             low, high = (100 * bound for bound in result.ci)
-            said.append(
-                f"{result.verdict} {'with' if result.verdict == 'tie' else 'than'} {_criterion(other)} "
-                f"({100 * result.difference:+.1f} points [{low:+.1f}, {high:+.1f}])"
+            word = "ties with" if result.verdict == "tie" else f"{result.verdict} than"
+            said.append(f"{word} {_criterion(other)} ({100 * result.difference:+.1f} [{low:+.1f}, {high:+.1f}])")
+        if said:
+            lines.append(
+                f"{row['budget']:.0%}, compensation {row['compensation']}: {_criterion(row)} {', '.join(said)}"
             )
-        head = f"At {row['budget']:.0%} removed, compensation {row['compensation']}, {_criterion(row)} is:"
-        lines.append("\n  ".join([head, *said]))
     return lines
 
 

@@ -1,0 +1,109 @@
+"""The rows of a comparison: what `metrics.jsonl` says of every variant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pathprune.evaluation import (
+    Evaluation,
+    LatencyResult,
+    Speedup,
+    count_macs,
+    count_params,
+    measure_latency,
+    retention,
+    size_on_disk,
+    speedup,
+    top1_ci,
+)
+from pathprune.experiment import Experiment, Variant
+from pathprune.pruning import PrunePlan, prune
+
+
+def dense_row(experiment: Experiment, evaluation: Evaluation) -> dict[str, Any]:
+    """The row of the recipe's own model, unpruned by this run."""
+    return {
+        "variant_id": "dense",
+        "criterion": None,
+        "compensation": None,
+        "tokens": None,
+        "budget_kind": "neurons",
+        "budget": 0.0,
+        "neurons_removed": 0.0,
+        **_measured(experiment, experiment.model, evaluation, evaluation),
+        "kept_widths": [site.width for site in experiment.adapted.sites],
+        "checkpoint": None,
+        "checkpoint_bytes": size_on_disk(source) if (source := Path(experiment.loaded.source)).exists() else None,
+    }
+
+
+def pruned_row(
+    experiment: Experiment,
+    variant: Variant,
+    plan: PrunePlan,
+    model: nn.Module,
+    evaluation: Evaluation,
+    *,
+    dense: Evaluation,
+    checkpoint: Path | None,
+) -> dict[str, Any]:
+    """The row of a pruned variant; `checkpoint` is where its model was saved, if it was."""
+    return {
+        "variant_id": variant.id,
+        "criterion": variant.criterion.name,
+        "criterion_options": variant.criterion.model_dump(mode="json", exclude_defaults=True),
+        "compensation": variant.compensation.name,
+        "tokens": variant.criterion.needs_mining,
+        "budget_kind": "neurons",
+        "budget": variant.budget,
+        "neurons_removed": plan.neurons_removed,
+        **_measured(experiment, model, evaluation, dense),
+        "kept_widths": [len(kept) for kept in plan.kept.values()],
+        "checkpoint": checkpoint and str(checkpoint.relative_to(experiment.folder.path)),
+        "checkpoint_bytes": checkpoint and size_on_disk(checkpoint),
+    }
+
+
+def _measured(experiment: Experiment, model: nn.Module, evaluation: Evaluation, dense: Evaluation) -> dict[str, Any]:
+    summary = evaluation.summary()
+    kept = retention(evaluation, dense)
+    return {
+        "seed": experiment.recipe.seed,
+        "num_images": summary["num_images"],
+        "top1": summary["top1"],
+        "top1_ci": list(top1_ci(evaluation)),
+        "retention": kept.value,
+        "retention_ci": list(kept.ci),
+        "top5": summary["top5"],
+        "nll": summary["nll"],
+        "per_class": summary["per_class"],
+        "agreement": summary.get("agreement"),
+        "num_params": count_params(model),
+        "macs": count_macs(model, tuple(experiment.data_config["input_size"][1:])),
+        "latency_ms": None,
+        "latency_batch_size": None,
+    }
+
+
+def add_latency(experiment: Experiment, rows: list[dict[str, Any]], plans: Mapping[str, PrunePlan]) -> None:
+    """Time (into `rows`, in place) each pruned model against the dense one, in turns; equal widths are timed once."""
+    images, repeats = experiment.latency_images(), experiment.recipe.evaluate.latency_repeats
+    timed: dict[tuple[int, ...], tuple[LatencyResult, Speedup]] = {}
+    for row in rows:
+        widths = tuple(row["kept_widths"])
+        if widths not in timed:
+            plan = plans.get(row["variant_id"])
+            model = prune(experiment.adapted, plan=plan).model if plan else experiment.model
+            results = measure_latency({"dense": experiment.model, "pruned": model}, images, repeats=repeats)
+            timed[widths] = results["pruned"], speedup(results["dense"], results["pruned"])
+        result, ratio = timed[widths]
+        row["latency_ms"] = result.median_ms
+        row["latency_spread_ms"] = [result.low_ms, result.high_ms]
+        row["latency_batch_size"] = result.batch_size
+        row["images_per_second"] = result.throughput
+        row["speedup"] = ratio.median
+        row["speedup_spread"] = [ratio.low, ratio.high]
