@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -78,6 +79,7 @@ class Experiment:
     def __init__(self, recipe: Recipe, *, overwrite: bool = False) -> None:
         self.recipe = recipe
         self.accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
+        set_seed(recipe.seed)  # a model without weights is the same random one in every run and process
         self.loaded: LoadedModel = load_model(
             recipe.model.name,
             checkpoint=recipe.model.checkpoint,

@@ -215,7 +215,11 @@ def test_finetuning_learns_and_saves_a_model_that_loads(folder: Path) -> None:
     assert not list(result.folder.glob("*.pt"))
 
 
-def test_finetuning_a_second_time_trains_no_more(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = finetune_recipe(tiny_recipe(folder, train=training(2)))
+def test_finetuning_a_second_time_trains_no_more_even_from_random_weights(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = {"img_size": 8, "patch_size": 4, "depth": 2, "embed_dim": 12, "num_heads": 2}
+    random = {"name": "vit_tiny_patch16_224", "pretrained": False, "num_classes": 3, "args": args}
+    first = finetune_recipe(tiny_recipe(folder, model=random, train=training(2)))
     monkeypatch.setattr(pipeline, "train", refuse)
-    assert finetune_recipe(tiny_recipe(folder, train=training(2))).metrics == first.metrics
+    assert finetune_recipe(tiny_recipe(folder, model=random, train=training(2))).metrics == first.metrics
