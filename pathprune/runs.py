@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,8 +63,10 @@ class RunFolder:
         file = self.path / "recipe.yaml"
         if file.exists():
             found = yaml.safe_load(file.read_text(encoding="utf-8"))
-            differences = list(_differences(found, recipe.model_dump(mode="json")))
-            if differences and self._keys() and not overwrite:
+            held = self._sections_held()
+            asked = recipe.model_dump(mode="json")
+            differences = [line for key in held for line in _differences(found.get(key), asked[key], key)]
+            if differences and not overwrite:
                 raise RecipeError(
                     f"{self.path} holds the results of another recipe ({'; '.join(differences[:4])}); "
                     "choose another folder with output=…, or pass --overwrite"
@@ -73,6 +75,12 @@ class RunFolder:
             raise RecipeError(f"{self.path} is not empty and is no run folder; choose another with output=…")
         if self.main:
             write_atomically(file, recipe.to_yaml())
+
+    def _sections_held(self) -> Collection[str]:
+        """The recipe's sections that what is in the folder depends on; a plan or a score is cheap and binds nothing."""
+        if any((self.path / name).exists() for name in ("metrics.jsonl", "pruned", "model")):
+            return Recipe.model_fields.keys()
+        return ("seed", "model", "data", "mine") if (self.path / "mined").exists() else ()
 
     def artifact(
         self, name: str, *, key: str, make: Callable[[], T], save: Callable[[T, Path], None], load: Callable[[Path], T]

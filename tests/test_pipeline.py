@@ -134,6 +134,13 @@ def test_a_recipe_that_failed_before_its_first_result_can_be_corrected(folder: P
     run_recipe(tiny_recipe(folder))
 
 
+def test_a_dry_run_does_not_bind_the_folder_to_its_budget_but_mining_binds_its_settings(folder: Path) -> None:
+    plan_recipe(tiny_recipe(folder, prune={"ratio": [0.75]}))
+    plan_recipe(tiny_recipe(folder))
+    with pytest.raises(RecipeError, match=r"another recipe \(mine.nodes: 2 there, 3 asked\)"):
+        plan_recipe(tiny_recipe(folder, mine={"num_images": 6, "nodes": 3}))
+
+
 def test_changed_weights_are_noticed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine_recipe(tiny_recipe(folder))
     model = load_pruned(folder / "model")
