@@ -32,35 +32,49 @@ def hidden_rows(adapted: AdaptedModel, images: Tensor) -> list[Tensor]:
     return rows
 
 
+@pytest.mark.parametrize("covariance", [False, True])
 @pytest.mark.parametrize("size", [1, 3, 7])
-def test_moments_are_those_of_all_rows_at_once(size):
+def test_moments_are_those_of_all_rows_at_once(size, covariance):
     adapted = make()
     images = torch.randn(7, 3, 16, 16, dtype=torch.float64)
-    statistics = collect_statistics(adapted, batches_of(images, size))
+    statistics = collect_statistics(adapted, batches_of(images, size), covariance=covariance)
     for site, rows in zip(adapted.sites, hidden_rows(adapted, images), strict=True):
         moments = statistics.sites[site.name]
         assert moments.num_rows == 7 * 5
         torch.testing.assert_close(moments.mean, rows.mean(0), rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(moments.variance, rows.var(0, correction=0), rtol=1e-12, atol=1e-14)
+        if covariance:
+            expected = torch.cov(rows.T, correction=0)
+            torch.testing.assert_close(moments.covariance, expected, rtol=1e-12, atol=1e-14)
+        else:
+            assert moments.covariance is None
 
 
 def test_merging_is_stable_where_sums_of_squares_are_not():
     rows = 1e8 + torch.randn(1000, 3, dtype=torch.float64)
-    first, *rest = [Moments.of(part) for part in rows.split(10)]
+    first, *rest = [Moments.of(part, covariance=True) for part in rows.split(10)]
     for moments in rest:
         first = first.merge(moments)
     torch.testing.assert_close(first.variance, rows.var(0, correction=0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(first.covariance, torch.cov(rows.T, correction=0), rtol=1e-5, atol=1e-7)
+
+
+def test_merging_sets_of_which_one_has_no_covariance_leaves_none():
+    rows = torch.randn(10, 3)
+    assert Moments.of(rows, covariance=True).merge(Moments.of(rows)).covariance is None
+    assert Moments.of(rows).merge(Moments.of(rows, covariance=True)).covariance is None
 
 
 def test_more_rows_than_a_chunk(monkeypatch):
     adapted = make()
     images = torch.randn(7, 3, 16, 16, dtype=torch.float64)
-    whole = collect_statistics(adapted, batches_of(images, 7))
+    whole = collect_statistics(adapted, batches_of(images, 7), covariance=True)
     monkeypatch.setattr("pathprune.scoring.statistics._CHUNK_ROWS", 4)
     for site in adapted.sites:
-        chunked = collect_statistics(adapted, batches_of(images, 7)).sites[site.name]
+        chunked = collect_statistics(adapted, batches_of(images, 7), covariance=True).sites[site.name]
         assert chunked.num_rows == 35
         torch.testing.assert_close(chunked.variance, whole.sites[site.name].variance, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(chunked.covariance, whole.sites[site.name].covariance, rtol=1e-12, atol=1e-14)
 
 
 def test_the_model_is_left_as_it_was():
@@ -86,9 +100,10 @@ def test_activations_that_are_not_finite_name_the_first_such_block(bad):
     assert not any(module._forward_pre_hooks for module in adapted.model.modules())
 
 
-def test_saved_statistics_come_back(tmp_path):
+@pytest.mark.parametrize("covariance", [False, True])
+def test_saved_statistics_come_back(tmp_path, covariance):
     adapted = make()
-    statistics = collect_statistics(adapted, batches_of(torch.randn(3, 3, 16, 16), 2))
+    statistics = collect_statistics(adapted, batches_of(torch.randn(3, 3, 16, 16), 2), covariance=covariance)
     statistics.save(tmp_path / "statistics.safetensors")
     again = ActivationStatistics.load(tmp_path / "statistics.safetensors")
     assert list(again.sites) == list(statistics.sites)
@@ -96,6 +111,18 @@ def test_saved_statistics_come_back(tmp_path):
         assert again.sites[name].num_rows == moments.num_rows == 15
         assert torch.equal(again.sites[name].mean, moments.mean)
         assert torch.equal(again.sites[name].variance, moments.variance)
+        if covariance:
+            assert torch.equal(again.sites[name].covariance, moments.covariance)
+        else:
+            assert again.sites[name].covariance is None
+
+
+def test_statistics_without_the_covariance_that_is_needed_are_refused():
+    adapted = make()
+    statistics = collect_statistics(adapted, batches_of(torch.randn(3, 3, 16, 16), 2))
+    statistics.check(adapted.sites)
+    with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.fc2 hold no covariance; collect them with covariance=True"):
+        statistics.check(adapted.sites, covariance=True)
 
 
 def test_another_file_is_no_statistics(tmp_path):
