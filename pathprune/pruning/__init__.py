@@ -7,6 +7,7 @@ from pathprune.pruning.compensation import (
     list_compensations,
     parse_compensation,
 )
+from pathprune.pruning.least_squares import LeastSquares
 from pathprune.pruning.masking import masked
 from pathprune.pruning.plan import PlanRow, PrunePlan, make_plan
 from pathprune.pruning.removal import prune
@@ -14,6 +15,7 @@ from pathprune.pruning.surgery import apply_plan
 
 __all__ = [
     "Compensation",
+    "LeastSquares",
     "MeanShift",
     "NoCompensation",
     "PlanRow",

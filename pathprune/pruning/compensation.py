@@ -7,25 +7,36 @@ the dense model at hand.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pathprune.models.seam import AdaptedModel
 from pathprune.pruning.plan import PrunePlan
 from pathprune.scoring.registry import Registered, Registry
 from pathprune.scoring.statistics import ActivationStatistics
 
+Batches = Iterable[tuple[Tensor, Tensor]]
+
 
 class Compensation(Registered):
     """Changes the weights of a narrowed model so that it answers more like the dense one."""
 
     needs_statistics: ClassVar[bool] = False
+    needs_covariance: ClassVar[bool] = False  # statistics with covariances
+    needs_batches: ClassVar[bool] = False  # calibration images, labels unread
 
     @abstractmethod
     def __call__(
-        self, pruned: AdaptedModel, dense: AdaptedModel, *, plan: PrunePlan, statistics: ActivationStatistics | None
+        self,
+        pruned: AdaptedModel,
+        dense: AdaptedModel,
+        *,
+        plan: PrunePlan,
+        statistics: ActivationStatistics | None,
+        batches: Batches,
     ) -> None:
         """Change `pruned`, in place. `plan` led to it from `dense`, which `statistics` describe."""
 
@@ -35,21 +46,28 @@ _COMPENSATIONS: Registry[Compensation] = Registry(
     Compensation,  # type: ignore[type-abstract]  # the base of what is registered, never instantiated itself
 )
 
+register = _COMPENSATIONS.register
 list_compensations = _COMPENSATIONS.names
 parse_compensation = _COMPENSATIONS.parse
 
 
-@_COMPENSATIONS.register("none")
+@register("none")
 class NoCompensation(Compensation):
     """Leaves the kept weights as they are."""
 
     def __call__(
-        self, pruned: AdaptedModel, dense: AdaptedModel, *, plan: PrunePlan, statistics: ActivationStatistics | None
+        self,
+        pruned: AdaptedModel,
+        dense: AdaptedModel,
+        *,
+        plan: PrunePlan,
+        statistics: ActivationStatistics | None,
+        batches: Batches,
     ) -> None:
         return None
 
 
-@_COMPENSATIONS.register("mean")
+@register("mean")
 class MeanShift(Compensation):
     """Puts what the removed neurons P contributed on average into the bias: `b2 += W2[:, P] μ_P` (arXiv 2507.12988)."""
 
@@ -57,17 +75,41 @@ class MeanShift(Compensation):
 
     @torch.no_grad()
     def __call__(
-        self, pruned: AdaptedModel, dense: AdaptedModel, *, plan: PrunePlan, statistics: ActivationStatistics | None
+        self,
+        pruned: AdaptedModel,
+        dense: AdaptedModel,
+        *,
+        plan: PrunePlan,
+        statistics: ActivationStatistics | None,
+        batches: Batches,
     ) -> None:
         assert statistics is not None, "prune() checks what a compensation needs"
         for narrow, wide in zip(pruned.sites, dense.sites, strict=True):
             columns = plan.pruned(wide.name)
             if len(columns) == 0:
                 continue
-            weight = wide.down.weight[:, columns.to(wide.down.weight.device)].cpu().to(torch.float64)
-            shift = weight @ statistics.sites[wide.name].mean[columns]
-            bias = dict(narrow.down.named_parameters()).get("bias")
-            if bias is not None:
-                shift += bias.cpu()
-            kept_weight = narrow.down.weight
-            narrow.down.bias = nn.Parameter(shift.to(kept_weight), requires_grad=kept_weight.requires_grad)
+            shift_D = exact_weight(wide.down)[:, columns] @ statistics.sites[wide.name].mean[columns]
+            set_bias(narrow.down, exact_bias(narrow.down) + shift_D)
+
+
+def exact_weight(down: nn.Linear) -> Tensor:
+    """The weight `[D, W]` in float64 on the CPU, detached."""
+    return down.weight.detach().cpu().to(torch.float64)
+
+
+def exact_bias(down: nn.Linear) -> Tensor:
+    """The bias `[D]` in float64 on the CPU, detached; zeros where there is none."""
+    bias = dict(down.named_parameters()).get("bias")
+    if bias is None:
+        return torch.zeros(down.out_features, dtype=torch.float64)
+    return bias.detach().cpu().to(torch.float64)
+
+
+def set_weight(down: nn.Linear, weight_DW: Tensor) -> None:
+    """Replace the weight, in place, keeping its type, device and gradient flag."""
+    down.weight = nn.Parameter(weight_DW.to(down.weight), requires_grad=down.weight.requires_grad)
+
+
+def set_bias(down: nn.Linear, bias_D: Tensor) -> None:
+    """Replace or add the bias, in place, with the type, device and gradient flag of the weight."""
+    down.bias = nn.Parameter(bias_D.to(down.weight), requires_grad=down.weight.requires_grad)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -20,18 +20,23 @@ def prune(
     plan: PrunePlan,
     compensation: str | Mapping[str, Any] | Compensation = "none",
     statistics: ActivationStatistics | None = None,
+    batches: Iterable[tuple[Tensor, Tensor]] | None = None,
     example_images: Tensor | None = None,
 ) -> AdaptedModel:
     """A narrower copy of the model, by `plan`; the model at hand is not changed.
 
-    `compensation` is a registered name (`none`, `mean`) or a mapping with its name and options; `statistics` are those
-    of the dense model, which `mean` needs. Raises ValueError if the plan or the statistics are of another model.
+    `compensation` is a registered name (see `list_compensations`) or a mapping with its name and options. `statistics`
+    are those of the dense model, with covariances for `least-squares`; `batches` of calibration images
+    `(images [B, C, H, W], labels)` are what `sequential` fits on. Raises ValueError if one that is needed is missing,
+    or if the plan or the statistics are of another model.
     """
     compensate = parse_compensation(compensation)
-    if compensate.needs_statistics:
+    if compensate.needs_statistics or compensate.needs_covariance:
         if statistics is None:
             raise ValueError(f"compensation {compensate.name!r} needs activation statistics; see collect_statistics")
-        statistics.check(adapted.sites)
+        statistics.check(adapted.sites, covariance=compensate.needs_covariance)
+    if compensate.needs_batches and batches is None:
+        raise ValueError(f"compensation {compensate.name!r} needs batches of calibration images; pass batches=…")
     pruned = apply_plan(adapted, plan=plan, example_images=example_images)
-    compensate(pruned, adapted, plan=plan, statistics=statistics)
+    compensate(pruned, adapted, plan=plan, statistics=statistics, batches=batches or ())
     return pruned

@@ -51,7 +51,7 @@ class Moments:
     def of(cls, rows: Tensor, *, covariance: bool = False) -> Moments:
         """The moments of `rows` `[N, W]`, in float64 where the device has it."""
         rows = rows.cpu() if rows.device.type == "mps" else rows  # MPS has no float64
-        return reduce(cls.merge, (cls._of_chunk(chunk, covariance) for chunk in rows.split(_CHUNK_ROWS)))
+        return reduce(cls.merge, (cls._of_chunk(chunk, covariance) for chunk in torch.split(rows, _CHUNK_ROWS)))
 
     @classmethod
     def _of_chunk(cls, rows: Tensor, covariance: bool) -> Moments:
