@@ -60,6 +60,12 @@ class AdaptedModel(Protocol):
     def close_block(self, index: int, m: Tensor, u: Tensor) -> Tensor:
         """Finish block `index` from `open_block`'s results; `u` may have been replaced in between."""
 
+    def residual_scale(self, index: int) -> Tensor | None:
+        """What block `index` multiplies its MLP's output by, `[D]`, where `close_block(m, u) = m + scale * down(u)`.
+
+        None for a block of another form, such as one with a norm after its MLP.
+        """
+
     def head(self, h: Tensor) -> Tensor: ...
 
     def refresh(self) -> AdaptedModel:

@@ -40,6 +40,14 @@ class TimmViT:
         h: Tensor = m + block.drop_path2(block.ls2(block.mlp.drop2(block.mlp.fc2(u))))
         return h
 
+    def residual_scale(self, index: int) -> Tensor | None:
+        block = self.model.blocks[index]
+        if isinstance(block.ls2, nn.Identity):
+            weight: Tensor = block.mlp.fc2.weight
+            return weight.new_ones(len(weight))
+        gamma: Tensor | None = getattr(block.ls2, "gamma", None)
+        return None if gamma is None else gamma.detach()
+
     def head(self, h: Tensor) -> Tensor:
         logits: Tensor = self.model.forward_head(self.model.norm(h))
         return logits

@@ -11,6 +11,7 @@ from pathprune.pruning.least_squares import LeastSquares
 from pathprune.pruning.masking import masked
 from pathprune.pruning.plan import PlanRow, PrunePlan, make_plan
 from pathprune.pruning.removal import prune
+from pathprune.pruning.sequential import Sequential
 from pathprune.pruning.surgery import apply_plan
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "NoCompensation",
     "PlanRow",
     "PrunePlan",
+    "Sequential",
     "apply_plan",
     "list_compensations",
     "make_plan",

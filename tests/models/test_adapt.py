@@ -84,6 +84,23 @@ def test_a_site_is_the_down_projection_that_reads_its_neurons(name):
         h = adapted.close_block(index, m, u)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_block_adds_its_scaled_mlp_output_to_the_stream(name):
+    adapted = adapt(make(name))
+    h = adapted.stem(torch.randn(2, 3, 32, 32, dtype=torch.float64))
+    m, u = adapted.open_block(0, h)
+    expected = m + adapted.residual_scale(0) * adapted.sites[0].down(u)
+    torch.testing.assert_close(adapted.close_block(0, m, u), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_block_that_does_something_else_to_its_mlp_output_has_no_residual_scale():
+    model = make("vit")
+    model.blocks[1].ls2 = nn.LayerNorm(24).double()
+    adapted = adapt(model)
+    assert adapted.residual_scale(0) is not None
+    assert adapted.residual_scale(1) is None
+
+
 def test_adapting_changes_nothing():
     model = make("vit")
     before = copy.deepcopy(model.state_dict())

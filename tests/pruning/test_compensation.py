@@ -92,5 +92,5 @@ def test_what_a_compensation_lacks_is_named():
 
 
 def test_compensations_by_name():
-    assert list_compensations() == ("least-squares", "mean", "none")
+    assert list_compensations() == ("least-squares", "mean", "none", "sequential")
     assert parse_compensation({"name": "mean"}).spec() == {"name": "mean"}

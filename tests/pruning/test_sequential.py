@@ -1,0 +1,200 @@
+"""Sequential least squares against a slow reading of its definition, and against plain least squares."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from pathprune.models.adapt import adapt
+from pathprune.models.seam import AdaptedModel
+from pathprune.pruning import LeastSquares, PrunePlan, Sequential, make_plan, prune
+from pathprune.scoring import collect_statistics
+
+TINY = {"img_size": 16, "patch_size": 4, "depth": 3, "embed_dim": 12, "num_heads": 2, "num_classes": 5, "mlp_ratio": 2}
+
+
+def make(scale: str = "random", *, dtype: torch.dtype = torch.float64) -> AdaptedModel:
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", **TINY, init_values=None if scale == "none" else 0.5)
+    model = model.double().eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    if scale == "uniform":
+        for block in model.blocks:
+            nn.init.constant_(block.ls2.gamma, 0.4)
+    return adapt(model.to(dtype))
+
+
+def images_of(count: int, seed: int = 1) -> Tensor:
+    return torch.randn(count, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def batches_of(images: Tensor, size: int = 3) -> list[tuple[Tensor, Tensor]]:
+    return [(part, torch.zeros(len(part), dtype=torch.int64)) for part in images.split(size)]
+
+
+def half(adapted: AdaptedModel, **settings) -> PrunePlan:
+    """Keep the odd columns."""
+    scores = {site.name: torch.arange(site.width) % 2 for site in adapted.sites}
+    return make_plan(scores, sites=adapted.sites, **settings)
+
+
+def ridge_by_hand(rows: np.ndarray, target: np.ndarray, start: np.ndarray, penalty: float) -> tuple[np.ndarray, float]:
+    """Weights nearest to `start`, and a bias: least squares with the penalty as further rows."""
+    n, k = rows.shape
+    anchor = np.sqrt(n * penalty)
+    design = np.vstack([np.hstack([rows, np.ones((n, 1))]), np.hstack([anchor * np.eye(k), np.zeros((k, 1))])])
+    solution, *_ = np.linalg.lstsq(design, np.concatenate([target, anchor * start]), rcond=None)
+    return solution[:-1], solution[-1]
+
+
+@torch.no_grad()
+def sequential_by_hand(dense: AdaptedModel, plan: PrunePlan, images: Tensor, *, ridge: float) -> AdaptedModel:
+    """All images at once, one output after another."""
+    pruned = prune(dense, plan=plan)
+    wide = narrow = dense.stem(images)
+    for index, site in enumerate(pruned.sites):
+        wide = dense.close_block(index, *dense.open_block(index, wide))
+        m, u = pruned.open_block(index, narrow)
+        rows, target = u.flatten(0, 1).numpy(), (wide - m).flatten(0, 1).numpy()
+        block = dense.model.blocks[index]
+        gamma = block.ls2.gamma.numpy() if hasattr(block.ls2, "gamma") else np.ones(target.shape[1])
+        start = site.down.weight.numpy().copy()
+        for d in range(target.shape[1]):
+            penalty = ridge * rows.var(0).mean() * (gamma**2).mean() / gamma[d] ** 2
+            weight, bias = ridge_by_hand(rows, target[:, d] / gamma[d], start[d], penalty)
+            site.down.weight[d] = torch.from_numpy(weight)
+            site.down.bias[d] = bias
+        narrow = pruned.close_block(index, m, u)
+    return pruned
+
+
+@pytest.mark.parametrize(("scale", "size"), [("random", 1), ("random", 10), ("uniform", 4), ("none", 4)])
+def test_it_is_the_slow_reading_of_its_definition(scale, size):
+    adapted, images = make(scale), images_of(10)
+    plan = half(adapted)
+    pruned = prune(adapted, plan=plan, compensation=Sequential(ridge=0.01), batches=batches_of(images, size))
+    expected = sequential_by_hand(adapted, plan, images, ridge=0.01)
+    for one, other in zip(pruned.sites, expected.sites, strict=True):
+        torch.testing.assert_close(one.down.weight, other.down.weight, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(one.down.bias, other.down.bias, rtol=1e-7, atol=1e-9)
+        assert one.down.weight.requires_grad
+    torch.testing.assert_close(pruned.model(images), expected.model(images), rtol=1e-7, atol=1e-9)
+
+
+def test_the_first_narrowed_block_is_fitted_as_by_least_squares():
+    adapted, images = make("uniform"), images_of(10)
+    plan = half(adapted, exclude_blocks=[0])
+    statistics = collect_statistics(adapted, batches_of(images), covariance=True)
+    plain = prune(adapted, plan=plan, compensation=LeastSquares(ridge=0.01), statistics=statistics)
+    fitted = prune(adapted, plan=plan, compensation=Sequential(ridge=0.01), batches=batches_of(images))
+    torch.testing.assert_close(fitted.sites[1].down.weight, plain.sites[1].down.weight, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(fitted.sites[1].down.bias, plain.sites[1].down.bias, rtol=1e-9, atol=1e-10)
+    assert (fitted.sites[2].down.weight - plain.sites[2].down.weight).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("scale", ["random", "none"])
+def test_it_repairs_what_block_by_block_least_squares_leaves(scale):
+    adapted, images = make(scale), images_of(40)
+    plan = half(adapted)
+    statistics = collect_statistics(adapted, batches_of(images), covariance=True)
+    plain = prune(adapted, plan=plan, compensation="least-squares", statistics=statistics)
+    fitted = prune(adapted, plan=plan, compensation="sequential", batches=batches_of(images))
+    new = images_of(40, seed=2)
+    for each in (images, new):
+        expected = adapted.model(each)
+        assert (fitted.model(each) - expected).norm() < 0.95 * (plain.model(each) - expected).norm()
+
+
+def test_removing_neurons_that_are_functions_of_kept_ones_changes_nothing():
+    adapted = make()
+    for block in adapted.model.blocks:
+        for parameter in (block.mlp.fc1.weight.data, block.mlp.fc1.bias.data):
+            parameter[0::2] = parameter[1::2]
+            parameter[[0, -1, -2]] = 0.0  # constant and dead ones
+        block.mlp.fc1.bias.data[0] = 2.0
+    pruned = prune(adapted, plan=half(adapted), compensation=Sequential(ridge=1e-12), batches=batches_of(images_of(10)))
+    new = images_of(4, seed=2)
+    torch.testing.assert_close(pruned.model(new), adapted.model(new), rtol=1e-8, atol=1e-8)
+
+
+def test_blocks_before_the_first_narrowed_one_are_left_alone_and_those_behind_repair_it():
+    adapted, images = make(), images_of(10)
+    plan = half(adapted, exclude_blocks=[0, 2])
+    pruned = prune(adapted, plan=plan, compensation="sequential", batches=batches_of(images))
+    assert torch.equal(pruned.sites[0].down.weight, adapted.sites[0].down.weight)
+    assert pruned.sites[2].width == adapted.sites[2].width
+    assert not torch.equal(pruned.sites[2].down.weight, adapted.sites[2].down.weight)
+
+
+def test_a_plan_that_removes_nothing_changes_nothing():
+    adapted = make()
+    pruned = prune(adapted, plan=half(adapted, ratio=0.0), compensation="sequential", batches=batches_of(images_of(2)))
+    for one, other in zip(pruned.sites, adapted.sites, strict=True):
+        assert torch.equal(one.down.weight, other.down.weight)
+        assert torch.equal(one.down.bias, other.down.bias)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1e-3])
+def test_outputs_that_do_not_reach_the_stream_stay_and_those_that_hardly_do_are_not_blown_up(ridge):
+    adapted, images = make(), images_of(10)
+    for block in adapted.model.blocks:
+        block.ls2.gamma.data[3] = 0.0
+        block.ls2.gamma.data[4] = 1e-9
+    pruned = prune(adapted, plan=half(adapted), compensation=Sequential(ridge=ridge), batches=batches_of(images))
+    for narrow, wide in zip(pruned.sites, adapted.sites, strict=True):
+        assert torch.equal(narrow.down.weight[3], wide.down.weight[3, 1::2])
+        assert narrow.down.bias[3] == wide.down.bias[3]
+        assert narrow.down.weight.isfinite().all()
+        if ridge > 0:
+            assert (narrow.down.weight[4] - wide.down.weight[4, 1::2]).abs().max() < 1e-3
+
+
+def test_a_model_without_bias_gets_one_and_can_be_pruned_again():
+    adapted, images = make(dtype=torch.float32), images_of(10)
+    for block in adapted.model.blocks:
+        block.mlp.fc2.bias = None
+    once = prune(adapted, plan=half(adapted), compensation="sequential", batches=batches_of(images))
+    twice = prune(once, plan=half(once), compensation="sequential", batches=batches_of(images))
+    assert [site.width for site in twice.sites] == [6, 6, 6]
+    assert all(site.down.bias.dtype == torch.float32 for site in twice.sites)
+    expected = once.model(images.float())
+    shifted = prune(once, plan=half(once), compensation="mean", statistics=collect_statistics(once, batches_of(images)))
+    error, shifted_error = ((each.model(images.float()) - expected).norm() for each in (twice, shifted))
+    assert error < shifted_error
+
+
+def test_both_models_keep_their_modes():
+    adapted = make()
+    adapted.model.train()
+    adapted.model.blocks[0].eval()
+    pruned = prune(adapted, plan=half(adapted), compensation="sequential", batches=batches_of(images_of(3)))
+    for model in (adapted.model, pruned.model):
+        assert model.training
+        assert not model.blocks[0].training
+        assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_fewer_rows_than_neurons_are_said_once(caplog):
+    adapted = make()
+    pruned = prune(
+        adapted, plan=half(adapted, ratio=0.25), compensation="sequential", batches=batches_of(images_of(1))
+    )  # 18 neurons, 17 rows
+    (record,) = caplog.records
+    assert "'sequential': the kept neurons of block 0, 1, 2 are linearly dependent" in record.getMessage()
+    assert all(site.down.weight.abs().max() < 100 for site in pruned.sites)
+
+
+def test_what_cannot_be_fitted_is_named():
+    adapted = make()
+    plan = half(adapted)
+    with pytest.raises(ValueError, match="compensation 'sequential' needs batches of calibration images"):
+        prune(adapted, plan=plan, compensation="sequential")
+    with pytest.raises(ValueError, match="compensation 'sequential' needs at least one image"):
+        prune(adapted, plan=plan, compensation="sequential", batches=[])
+    with pytest.raises(ValueError, match="block 0: activations are NaN or infinite"):
+        prune(adapted, plan=plan, compensation="sequential", batches=batches_of(images_of(2) * torch.nan))
+    adapted.model.blocks[1].ls2 = nn.LayerNorm(12).double()
+    with pytest.raises(ValueError, match=r"needs pre-norm blocks, .*; block 1 of this timm VisionTransformer is of"):
+        prune(adapted, plan=plan, compensation="sequential", batches=batches_of(images_of(2)))
