@@ -41,11 +41,11 @@ from pathprune.models.loading import LoadedModel, load_model
 from pathprune.models.seam import AdaptedModel
 from pathprune.progress import image_progress, track_batches
 from pathprune.pruning import PrunePlan, make_plan, prune
-from pathprune.pruning.compensation import Compensation
+from pathprune.pruning.compensation import Compensation, parse_compensation
 from pathprune.recipe import Recipe, RecipeError
 from pathprune.runs import RunFolder, key_of
 from pathprune.scoring import ActivationStatistics, Criterion, Scores, ScoringContext, collect_statistics, score
-from pathprune.scoring.criteria import Tokens
+from pathprune.scoring.criteria import Tokens, parse_criterion
 
 log = logging.getLogger(__name__)
 
@@ -229,19 +229,22 @@ class Experiment:
         return stats
 
     def statistics(self) -> ActivationStatistics:
-        """Activation statistics of the dense model on the calibration images."""
+        """Activation statistics of the dense model on the calibration images; with covariances if a step needs any."""
         if "statistics" not in self._stages:
             config = self.recipe.score
+            covariance = any(parse_criterion(spec).needs_covariance for spec in config.criteria) or any(
+                parse_compensation(spec).needs_covariance for spec in self.recipe.compensation
+            )
 
             def collect() -> ActivationStatistics:
                 batches = self.batches("calibrate", batch_size=config.batch_size)
                 tracked = track_batches(batches, "calibrating", num_images=len(self.images("calibrate")))
-                return collect_statistics(self.adapted, tracked)
+                return collect_statistics(self.adapted, tracked, covariance=covariance)
 
             with self.main_first():
                 self._stages["statistics"] = self.folder.artifact(
                     "statistics.safetensors",
-                    key=key_of(model=self.model_key, images=self.images_key("calibrate")),
+                    key=key_of(model=self.model_key, images=self.images_key("calibrate"), covariance=covariance),
                     make=collect,
                     save=lambda statistics, file: statistics.save(file),
                     load=ActivationStatistics.load,
@@ -299,12 +302,15 @@ class Experiment:
 
     def pruned(self, variant: Variant, plan: PrunePlan) -> AdaptedModel:
         """A pruned and compensated copy of the model."""
-        needed = variant.compensation.needs_statistics
+        compensation = variant.compensation
         return prune(
             self.adapted,
             plan=plan,
-            compensation=variant.compensation,
-            statistics=self.statistics() if needed else None,
+            compensation=compensation,
+            statistics=self.statistics() if compensation.needs_statistics else None,
+            batches=self.batches("calibrate", batch_size=self.recipe.score.batch_size)
+            if compensation.needs_batches
+            else None,
         )
 
     def evaluation(
@@ -349,11 +355,12 @@ class Experiment:
         )
 
     def variant_key(self, variant: Variant, plan: PrunePlan) -> str:
-        """Key of a pruned model: the plan and, where compensation reads statistics, their images."""
-        needs = variant.compensation.needs_statistics
+        """Key of a pruned model: the plan and, where compensation learns from images, these."""
+        compensation = variant.compensation
+        needs = compensation.needs_statistics or compensation.needs_batches
         return key_of(
             plan=plan.to_dict(),
-            compensation=variant.compensation.spec(),
+            compensation=compensation.spec(),
             calibration=self.images_key("calibrate") if needs else None,
         )
 

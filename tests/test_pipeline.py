@@ -117,6 +117,45 @@ def test_two_processes_find_what_one_finds(folder: Path) -> None:
         assert two["nll"] == pytest.approx(one["nll"], rel=1e-6)
 
 
+def test_covariances_are_collected_once_and_only_for_a_recipe_that_needs_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collect, collected = experiment.collect_statistics, []
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        collected.append(kwargs["covariance"])
+        return collect(*args, **kwargs)
+
+    monkeypatch.setattr(experiment, "collect_statistics", watched)
+    score = {"criteria": ["variance"], "num_images": 12}
+    run_recipe(tiny_recipe(folder, score=score, compensation=["mean"]))
+    run_recipe(tiny_recipe(folder, score=score, compensation=["mean", "least-squares"]), overwrite=True)
+    assert collected == [False, True]
+
+
+def test_every_compensation_is_a_row_and_a_fit_comes_nearer_to_the_dense_model(folder: Path) -> None:
+    compensations = ["none", "mean", "least-squares", {"name": "sequential", "ridge": 0.01}]
+    score = {"criteria": ["variance"], "num_images": None}
+    recipe = tiny_recipe(folder, score=score, compensation=compensations, prune={"ratio": [0.5], "save": "all"})
+    result = run_recipe(recipe)
+    dense, *fitted = result.metrics
+    assert [row["compensation"] for row in fitted] == ["none", "mean", "least-squares", "sequential"]
+    assert fitted[-1]["variant_id"] == "variance--sequential+ridge=0.01--0.5"
+    errors = [abs(row["nll"] - dense["nll"]) for row in fitted]
+    assert errors[3] < errors[1] < errors[0]
+    assert len(list((result.folder / "pruned").iterdir())) == 4
+
+
+def test_another_calibration_set_makes_another_sequential_model(folder: Path) -> None:
+    def key_with(num_images: int) -> str:
+        recipe = tiny_recipe(folder, score={"num_images": num_images}, output=str(folder / f"run{num_images}"))
+        opened = pipeline.Experiment(recipe)
+        variant = Variant(parse_criterion("magnitude-l2"), parse_compensation("sequential"), 0.5)
+        return opened.variant_key(variant, opened.plan(variant.criterion, 0.5))
+
+    assert key_with(6) != key_with(12)
+
+
 def test_another_recipe_is_refused_and_overwriting_keeps_what_still_holds(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,7 @@ class Compensation(Registered):
     """Changes the weights of a narrowed model so that it answers more like the dense one."""
 
     needs_statistics: ClassVar[bool] = False
-    needs_covariance: ClassVar[bool] = False  # statistics with covariances
+    needs_covariance: ClassVar[bool] = False  # the statistics with covariances
     needs_batches: ClassVar[bool] = False  # calibration images, labels unread
 
     @abstractmethod

@@ -31,7 +31,7 @@ def prune(
     or if the plan or the statistics are of another model.
     """
     compensate = parse_compensation(compensation)
-    if compensate.needs_statistics or compensate.needs_covariance:
+    if compensate.needs_statistics:
         if statistics is None:
             raise ValueError(f"compensation {compensate.name!r} needs activation statistics; see collect_statistics")
         statistics.check(adapted.sites, covariance=compensate.needs_covariance)

@@ -43,7 +43,7 @@ class Criterion(Registered):
     """Scores neurons: higher = keep. The class variables and `needs_mining` say what the context must hold."""
 
     needs_statistics: ClassVar[bool] = False
-    needs_covariance: ClassVar[bool] = False  # statistics with covariances
+    needs_covariance: ClassVar[bool] = False  # the statistics with covariances
     needs_labels: ClassVar[bool] = False  # labelled batches
     stochastic: ClassVar[bool] = False  # the seed decides: worth several runs
 
@@ -81,7 +81,7 @@ def score(context: ScoringContext, *, criterion: str | Mapping[str, Any] | Crite
             f"criterion {criterion.name!r} needs neuron paths mined with tokens={criterion.needs_mining!r}; "
             f"there are {', '.join(map(repr, context.mined)) or 'none'}"
         )
-    if criterion.needs_statistics or criterion.needs_covariance:
+    if criterion.needs_statistics:
         if context.statistics is None:
             raise ValueError(f"criterion {criterion.name!r} needs activation statistics; see collect_statistics")
         context.statistics.check(sites, covariance=criterion.needs_covariance)
