@@ -12,6 +12,7 @@ from pathprune.scoring.criteria import (
 from pathprune.scoring.path_criteria import PathClassCriterion, PathCriterion
 from pathprune.scoring.plain_criteria import Random, Variance, VarianceWeighted
 from pathprune.scoring.scores import Scores, checked_scores
+from pathprune.scoring.sensitivity import OutputSensitivity, output_sensitivity
 from pathprune.scoring.statistics import ActivationStatistics, Moments, collect_statistics
 from pathprune.scoring.torch_pruning_bridge import (
     Fpgm,
@@ -34,6 +35,7 @@ __all__ = [
     "MagnitudeL1",
     "MagnitudeL2",
     "Moments",
+    "OutputSensitivity",
     "PathClassCriterion",
     "PathCriterion",
     "Random",
@@ -49,6 +51,7 @@ __all__ = [
     "gradient_importance_scores",
     "importance_scores",
     "list_criteria",
+    "output_sensitivity",
     "parse_criterion",
     "register",
     "score",

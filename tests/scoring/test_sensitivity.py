@@ -1,0 +1,94 @@
+"""Output sensitivity against a slow loop over images, tokens and neurons, by the steps of the seam."""
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from pathprune.models.adapt import adapt
+from pathprune.models.seam import AdaptedModel
+from pathprune.scoring import ScoringContext, collect_statistics, output_sensitivity, score
+
+TINY = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 12, "num_heads": 2, "num_classes": 5}
+
+
+def make() -> AdaptedModel:
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", **TINY, init_values=0.5, proj_drop_rate=0.5).double().train()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return adapt(model)
+
+
+def batches_of(images: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+    return [(part, torch.full((len(part),), -7)) for part in images.split(size)]  # labels that nobody may read
+
+
+def slow_sensitivity(adapted: AdaptedModel, images: Tensor, seed: int) -> list[Tensor]:
+    """Per block `[D, D]`: the block's MLP output made a leaf, one image after another."""
+    adapted.model.eval()
+    generator = torch.Generator().manual_seed(seed)
+    totals = [torch.zeros(12, 12, dtype=torch.float64) for _ in adapted.sites]
+    for image in images:
+        direction = torch.randn(5, generator=generator).double()
+        direction = direction - direction.mean()
+        for block, site in enumerate(adapted.sites):
+            h = adapted.stem(image[None])
+            for index in range(len(adapted.sites)):
+                m, u = adapted.open_block(index, h)
+                h = adapted.close_block(index, m, u)
+                if index == block:
+                    out = site.down(u).detach().requires_grad_()
+                    h = m.detach() + adapted.residual_scale(index) * out
+            (gradient,) = torch.autograd.grad(adapted.head(h)[0] @ direction, out)
+            energy = sum(row @ row for row in gradient[0]) / len(gradient[0])
+            for row in gradient[0]:
+                totals[block] += torch.outer(row, row) / energy / len(gradient[0]) / len(images)
+    return totals
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_it_is_the_second_moment_of_the_gradients_whatever_the_batches(size):
+    adapted, images = make(), torch.randn(5, 3, 16, 16, dtype=torch.float64)
+    found = output_sensitivity(adapted, batches_of(images, size), seed=3)
+    assert all(module.training for module in adapted.model.modules())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in adapted.model.parameters())
+    for site, expected in zip(adapted.sites, slow_sensitivity(adapted, images, seed=3), strict=True):
+        torch.testing.assert_close(found[site.name], expected, rtol=1e-9, atol=1e-12)
+        assert found[site.name].trace() == pytest.approx(1.0)
+
+
+def test_the_criterion_weighs_each_neurons_variance_with_what_its_column_is_heard():
+    adapted, images = make(), torch.randn(5, 3, 16, 16, dtype=torch.float64)
+    batches = batches_of(images, 2)
+    context = ScoringContext(adapted, batches=batches, statistics=collect_statistics(adapted, batches), seed=3)
+    scores = score(context, criterion="output-sensitivity")
+    for site, heard in zip(adapted.sites, slow_sensitivity(adapted, images, seed=3), strict=True):
+        for j in range(site.width):
+            column = site.down.weight[:, j].detach()
+            expected = context.statistics.sites[site.name].variance[j] * (column @ heard @ column)
+            assert scores[site.name][j].item() == pytest.approx(expected.item(), rel=1e-8)
+
+
+def test_more_directions_are_the_mean_over_them():
+    adapted, image = make(), torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    twice = output_sensitivity(adapted, [(image, torch.zeros(1))], directions=2, seed=3)
+    repeated = output_sensitivity(adapted, [(image, torch.zeros(1))] * 2, seed=3)  # the same draws, one per pass
+    for name, found in twice.items():
+        torch.testing.assert_close(found, repeated[name], rtol=1e-12, atol=1e-14)
+
+
+def test_an_image_without_any_gradient_counts_as_zero():
+    adapted = make()
+    adapted.model.blocks[1].ls2.gamma.data.zero_()
+    found = output_sensitivity(adapted, batches_of(torch.randn(2, 3, 16, 16, dtype=torch.float64), 2))
+    assert (found["blocks.1.mlp.fc2"] == 0).all()
+    assert found["blocks.0.mlp.fc2"].trace() == pytest.approx(1.0)
+
+
+def test_what_it_cannot_work_on_is_refused():
+    with pytest.raises(ValueError, match="needs at least one image"):
+        output_sensitivity(make(), [])
+    single = adapt(timm.create_model("vit_tiny_patch16_224", **{**TINY, "num_classes": 1}))
+    with pytest.raises(ValueError, match="the model has 1, two are needed"):
+        output_sensitivity(single, [(torch.randn(1, 3, 16, 16), torch.zeros(1))])
