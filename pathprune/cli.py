@@ -85,7 +85,7 @@ def mine(recipe: RecipeArgument, overrides: OverridesArgument = None, overwrite:
     from pathprune.recipe import load_recipe
 
     for file in mine_recipe(load_recipe(recipe, overrides or ()), overwrite=overwrite):
-        console.print(str(file), soft_wrap=True)
+        _say(file)
 
 
 @app.command()
@@ -106,7 +106,7 @@ def prune(
             console.print(plan_table(label, plan))
         return
     for folder in prune_recipe(loaded, overwrite=overwrite):
-        console.print(str(folder), soft_wrap=True)
+        _say(folder)
 
 
 @app.command(name="eval")
@@ -145,10 +145,11 @@ def list_recipes() -> None:
 
 @recipes_app.command("show")
 def show_recipe(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
-    """Print a recipe with every default filled in."""
-    from pathprune.recipe import load_recipe
+    """Print a recipe as it is written; with overrides, as it is understood, every default filled in."""
+    from pathprune.recipe import load_recipe, recipe_file
 
-    text = load_recipe(recipe, overrides or ()).to_yaml()
+    loaded = load_recipe(recipe, overrides or ())
+    text = loaded.to_yaml() if overrides else recipe_file(recipe).read_text(encoding="utf-8")
     if console.is_terminal:
         console.print(Syntax(text, "yaml", background_color="default"))
     else:
@@ -180,6 +181,14 @@ def copy_recipe(
     console.print(str(target), soft_wrap=True)
 
 
+def _say(path: Path) -> None:
+    """Print a result's path, once where several processes run."""
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        console.print(str(path), soft_wrap=True)
+
+
 def main() -> None:
     """Run the command line; user errors are one line on standard error and exit code 2."""
     arguments = sys.argv[1:]
@@ -192,6 +201,13 @@ def main() -> None:
         if verbose:
             raise
         error_console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        raise SystemExit(2) from None
+    except RuntimeError as error:
+        if verbose or "out of memory" not in str(error):
+            raise
+        error_console.print(
+            "[bold red]error:[/] out of memory; lower mine.batch_size, score.batch_size or evaluate.batch_size"
+        )
         raise SystemExit(2) from None
     except SystemExit as stop:
         if stop.code == 130:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pathprune.evaluation import (
 )
 from pathprune.experiment import Experiment, Variant
 from pathprune.pruning import PrunePlan, prune
+from pathprune.runs import key_of
 
 
 def dense_row(experiment: Experiment, evaluation: Evaluation) -> dict[str, Any]:
@@ -90,20 +92,48 @@ def _measured(experiment: Experiment, model: nn.Module, evaluation: Evaluation, 
 
 
 def add_latency(experiment: Experiment, rows: list[dict[str, Any]], plans: Mapping[str, PrunePlan]) -> None:
-    """Time (into `rows`, in place) each pruned model against the dense one, in turns; equal widths are timed once."""
-    images, repeats = experiment.latency_images(), experiment.recipe.evaluate.latency_repeats
-    timed: dict[tuple[int, ...], tuple[LatencyResult, Speedup]] = {}
+    """Time (into `rows`, in place) all models in turns; equal widths are timed once, and a second run not at all."""
+    config = experiment.recipe.evaluate
+    chosen = {_widths_name(row): plans.get(row["variant_id"]) for row in reversed(rows)}
+
+    def measure() -> dict[str, Any]:
+        models = {
+            name: prune(experiment.adapted, plan=plan).model if plan else experiment.model
+            for name, plan in chosen.items()
+        }
+        with experiment.accelerator.autocast():
+            results = measure_latency(models, experiment.latency_images(), repeats=config.latency_repeats)
+        dense = results[_widths_name(rows[0])]
+        return {name: _timing(result, speedup(dense, result)) for name, result in results.items()}
+
+    timings = experiment.folder.artifact(
+        "latency.json",
+        key=key_of(
+            model=experiment.model_key,
+            widths=sorted(chosen),
+            batch_size=config.latency_batch_size,
+            repeats=config.latency_repeats,
+            precision=experiment.recipe.mixed_precision,
+            device=str(experiment.accelerator.device),
+        ),
+        make=measure,
+        save=lambda timings, file: file.write_text(json.dumps(timings, indent=2) + "\n", encoding="utf-8"),
+        load=lambda file: json.loads(file.read_text(encoding="utf-8")),
+    )
     for row in rows:
-        widths = tuple(row["kept_widths"])
-        if widths not in timed:
-            plan = plans.get(row["variant_id"])
-            model = prune(experiment.adapted, plan=plan).model if plan else experiment.model
-            results = measure_latency({"dense": experiment.model, "pruned": model}, images, repeats=repeats)
-            timed[widths] = results["pruned"], speedup(results["dense"], results["pruned"])
-        result, ratio = timed[widths]
-        row["latency_ms"] = result.median_ms
-        row["latency_spread_ms"] = [result.low_ms, result.high_ms]
-        row["latency_batch_size"] = result.batch_size
-        row["images_per_second"] = result.throughput
-        row["speedup"] = ratio.median
-        row["speedup_spread"] = [ratio.low, ratio.high]
+        row |= timings[_widths_name(row)]
+
+
+def _timing(result: LatencyResult, ratio: Speedup) -> dict[str, Any]:
+    return {
+        "latency_ms": result.median_ms,
+        "latency_spread_ms": [result.low_ms, result.high_ms],
+        "latency_batch_size": result.batch_size,
+        "images_per_second": result.throughput,
+        "speedup": ratio.median,
+        "speedup_spread": [ratio.low, ratio.high],
+    }
+
+
+def _widths_name(row: Mapping[str, Any]) -> str:
+    return "-".join(map(str, row["kept_widths"]))

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import datasets
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Image, ReadInstruction, Value
+from numpy.typing import NDArray
 from PIL import Image as PILImage
 from timm.data import create_transform
 from torch import Tensor
@@ -48,66 +51,107 @@ class LabelledImages(TorchDataset[tuple[Tensor, int]]):
 
     split: str
     rows: Dataset
-    indices: np.ndarray  # positions in the split of the source, in the order of the items
+    indices: NDArray[np.int64]  # positions in the split of the source, in the order of the items
     image_column: str
-    labels: np.ndarray  # int64, aligned with `indices`
+    labels: NDArray[np.int64]  # aligned with `indices`
     class_names: tuple[str, ...]
     transform: Transform | None = None
-    max_unreadable: float = 0.01
-    unreadable: dict[int, str] = field(default_factory=dict)  # position in the split -> reason; filled while reading
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, item: int) -> tuple[Tensor, int]:
         assert self.transform is not None, "set a transform with `with_transform` before reading items"
-        position = int(self.indices[item])
         try:
-            image = _decode(self.rows[position][self.image_column])
-        except (OSError, ValueError, SyntaxError, TypeError) as error:  # what Pillow raises on broken files
-            self._record_unreadable(position, error)
+            image = _decode(self._cell(item))
+        except _Unreadable:
             return torch.zeros_like(self.transform(PILImage.new("RGB", (8, 8)))), SKIPPED
         return self.transform(image), int(self.labels[item])
 
     def with_transform(self, transform: Transform) -> LabelledImages:
         return replace(self, transform=transform)
 
-    def take(self, items: np.ndarray) -> LabelledImages:
+    def take(self, items: NDArray[np.integer[Any]]) -> LabelledImages:
         """Return the subset made of these items, in this order."""
-        return replace(self, indices=self.indices[items], labels=self.labels[items], unreadable={})
+        return replace(self, indices=self.indices[items], labels=self.labels[items])
+
+    def renamed(self, class_names: Sequence[str]) -> LabelledImages:
+        """Return the same images with labels numbered as `class_names` are; every class must be among them."""
+        number = np.array([list(class_names).index(name) for name in self.class_names])
+        return replace(self, class_names=tuple(class_names), labels=number[self.labels])
+
+    def readable(self, *, max_unreadable: float, threads: int = 1) -> tuple[LabelledImages, list[bytes]]:
+        """Decode every image once; returns those that can be read, and a hash of the content of each.
+
+        Raises `DataError` if more than the share `max_unreadable` cannot be read; fewer are logged by position.
+        """
+        with ThreadPoolExecutor(max(1, threads)) as pool:
+            found = list(pool.map(self._inspect, range(len(self))))
+        broken = [item for item, digest in enumerate(found) if not isinstance(digest, bytes)]
+        shown = ", ".join(f"{self.indices[item]} ({found[item]!s})" for item in broken[:4])
+        self.check_unreadable(len(broken), max_unreadable, shown)
+        if broken:
+            more = ", …" if len(broken) > 4 else ""
+            log.warning(
+                "split '%s': %d of %d images are skipped: %s%s", self.split, len(broken), len(self), shown, more
+            )
+        kept = np.array([item for item in range(len(self)) if isinstance(found[item], bytes)], dtype=np.int64)
+        return self.take(kept), [digest for digest in found if isinstance(digest, bytes)]
 
     def content_hashes(self) -> list[bytes]:
-        """Hash of each item's encoded bytes (or decoded pixels where the source keeps no bytes)."""
-        return [_content_hash(self.rows[int(position)][self.image_column]) for position in self.indices]
+        """Hash of each item's content, nothing decoded; an unreadable item's hash is of nothing."""
+        return [_hash(self._cell(item)) for item in range(len(self))]
 
-    def _record_unreadable(self, position: int, error: Exception) -> None:
-        if position not in self.unreadable:
-            self.unreadable[position] = str(error) or type(error).__name__
-            log.warning("split '%s', image %d could not be read and is skipped: %s", self.split, position, error)
-        allowed = max(1, int(self.max_unreadable * len(self)))
-        if len(self.unreadable) > allowed:
-            shown = ", ".join(str(index) for index in sorted(self.unreadable)[:8])
+    def _cell(self, item: int) -> Any:
+        return self.rows[int(self.indices[item])][self.image_column]
+
+    def _inspect(self, item: int) -> bytes | _Unreadable:
+        cell = self._cell(item)
+        try:
+            _decode(cell)
+        except _Unreadable as reason:
+            return reason
+        return _hash(cell)
+
+    def check_unreadable(self, number: int, max_unreadable: float, shown: str = "") -> None:
+        """Raise `DataError` if more than the share `max_unreadable` of the images, `number` of them, is unreadable."""
+        allowed = math.ceil(max_unreadable * len(self))
+        if number > allowed:
             raise DataError(
-                f"split '{self.split}': more than {allowed} of {len(self)} images cannot be read (first at {shown}); "
-                "repair the data or raise data.max_unreadable"
+                f"split '{self.split}': {number} of {len(self)} images cannot be read, {allowed} may be skipped"
+                f"{f' (position {shown})' if shown else ''}; repair the data or raise data.max_unreadable"
             )
 
 
-def _decode(value: Any) -> PILImage.Image:
-    if isinstance(value, PILImage.Image):
-        return value.convert("RGB")
-    if value is None:
-        raise ValueError("the cell is empty")
-    opened = PILImage.open(io.BytesIO(value["bytes"]) if value.get("bytes") else value["path"])
-    return opened.convert("RGB")
+class _Unreadable(Exception):  # noqa: N818  (it is what is found, not an error of the program)
+    """Why one image cannot be decoded."""
 
 
-def _content_hash(value: Any) -> bytes:
-    if isinstance(value, Mapping):
-        content = value["bytes"] or Path(value["path"]).read_bytes()
-    else:
-        content = repr(value).encode() if value is None else value.tobytes()
-    return hashlib.blake2b(content, digest_size=16).digest()
+def _decode(cell: Any) -> PILImage.Image:
+    if isinstance(cell, PILImage.Image):
+        return cell.convert("RGB")
+    content = _encoded(cell)
+    if not content:
+        raise _Unreadable("empty")
+    try:
+        return PILImage.open(io.BytesIO(content) if isinstance(content, bytes) else content).convert("RGB")
+    except Exception as error:  # Pillow raises whatever a broken file leads its decoders to
+        raise _Unreadable(str(error) or type(error).__name__) from error
+
+
+def _encoded(cell: Any) -> bytes | str | None:
+    """The bytes of an encoded image, or the path of its file."""
+    if isinstance(cell, Mapping):
+        return cell.get("bytes") or cell.get("path")
+    return cell if isinstance(cell, bytes | str) else None
+
+
+def _hash(cell: Any) -> bytes:
+    content = _encoded(cell)
+    if isinstance(content, str):
+        file = Path(content)
+        content = file.read_bytes() if file.is_file() else None
+    return hashlib.blake2b(content or b"", digest_size=16).digest()
 
 
 def open_source(source: str, *, config: str | None = None, revision: str | None = None) -> Callable[[str], Dataset]:
@@ -128,6 +172,8 @@ def open_source(source: str, *, config: str | None = None, revision: str | None 
     if files:
         return lambda split: _load(split, source, path="parquet", data_files=files)
     if path.is_dir():
+        if not any(file.suffix.lower() in PILImage.registered_extensions() for file in path.rglob("*")):
+            raise DataError(f"data source '{source}' holds no parquet files and no images")
         return lambda split: _load(split, source, path="imagefolder", data_dir=str(path))
     raise DataError(f"data source '{source}' is a {path.suffix or 'file'}, not parquet, an image folder or a hub name")
 
@@ -171,7 +217,6 @@ def read_split(
     *,
     image_column: str | None = None,
     label_column: str | None = None,
-    max_unreadable: float = 0.01,
 ) -> LabelledImages:
     """Read one split's labels; images stay on disk until an item is asked for."""
     rows = load(split)
@@ -182,7 +227,12 @@ def read_split(
     labels, names = _labels(rows, label_column)
     if isinstance(rows.features[image_column], Image):
         rows = rows.cast_column(image_column, Image(decode=False))  # decoded here, where a broken file can be skipped
-    return LabelledImages(split, rows, np.arange(len(rows)), image_column, labels, names, max_unreadable=max_unreadable)
+    elif not isinstance(rows.features[image_column], Value):
+        raise DataError(
+            f"image column '{image_column}' holds {rows.features[image_column]}; images, their encoded bytes or paths "
+            "of files are supported"
+        )
+    return LabelledImages(split, rows, np.arange(len(rows)), image_column, labels, names)
 
 
 def _column(rows: Dataset, kind: str, asked: str | None) -> str:
@@ -193,8 +243,10 @@ def _column(rows: Dataset, kind: str, asked: str | None) -> str:
     raise DataError(f"no {kind} column {wanted}; columns: {', '.join(rows.column_names)}; set data.{kind}_column")
 
 
-def _labels(rows: Dataset, column: str) -> tuple[np.ndarray, tuple[str, ...]]:
+def _labels(rows: Dataset, column: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     feature, values = rows.features[column], rows[column][:]
+    if None in values:
+        raise DataError(f"label column '{column}' has no label for image {values.index(None)}; leave such images out")
     if isinstance(feature, ClassLabel):
         return np.asarray(values, dtype=np.int64), tuple(feature.names)
     if isinstance(feature, Value) and feature.dtype.endswith("string"):
@@ -232,15 +284,15 @@ def sample_balanced(images: LabelledImages, *, num_images: int | None, seed: int
     return images.take(shuffled[np.argsort(turn, kind="stable")[:num_images]])
 
 
-def refuse_overlap(evaluation: LabelledImages, others: Mapping[str, LabelledImages]) -> None:
-    """Refuse data in which an evaluation image is also mined, calibrated or trained on (compared by content)."""
-    hashes = set(evaluation.content_hashes())
-    for use, images in others.items():
-        shared = sum(digest in hashes for digest in images.content_hashes())
+def refuse_overlap(evaluated: Sequence[bytes], others: Mapping[str, Sequence[bytes]]) -> None:
+    """Refuse data in which an evaluation image is also mined, calibrated or trained on; compares hashes of content."""
+    held = set(evaluated)
+    for use, hashes in others.items():
+        shared = sum(digest in held for digest in hashes)
         if shared:
             raise DataError(
-                f"{shared} of the {len(images)} images used to {use} (split '{images.split}') are also evaluated on "
-                f"(split '{evaluation.split}'); accuracy on them would not be honest: choose disjoint splits"
+                f"{shared} of the {len(hashes)} images used to {use} are also evaluated on; accuracy on them would not "
+                "be honest: choose disjoint splits in data.splits"
             )
 
 
@@ -259,7 +311,7 @@ def make_loader(
     num_workers: int = 0,
     seed: int = 0,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Batches of `(images [B, C, H, W], labels int64 [B])`; unreadable images are rows labelled `SKIPPED`."""
+    """Re-iterable batches of `(images [B, C, H, W], labels int64 [B])`."""
     return DataLoader(
         images,  # type: ignore[arg-type]  # torch types batches like items; labels are collated from ints
         batch_size=batch_size,
@@ -269,36 +321,3 @@ def make_loader(
         generator=torch.Generator().manual_seed(seed),
         pin_memory=torch.cuda.is_available(),
     )
-
-
-@dataclass(frozen=True)
-class ReadableBatches:
-    """Re-iterable batches of a loader without the rows of unreadable images."""
-
-    loader: DataLoader[tuple[Tensor, Tensor]]
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in self.loader:
-            readable = labels != SKIPPED
-            if readable.all():
-                yield images, labels
-            elif readable.any():
-                yield images[readable], labels[readable]
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-
-def class_indices(classes: Sequence[str | int], class_names: Sequence[str]) -> list[int]:
-    """Turn class names or indices into indices; unknown ones are refused."""
-    indices = []
-    for wanted in classes:
-        if isinstance(wanted, int) and 0 <= wanted < len(class_names):
-            indices.append(wanted)
-        elif wanted in class_names:
-            indices.append(list(class_names).index(str(wanted)))
-        else:
-            raise DataError(
-                f"unknown class {wanted!r}; choose from {', '.join(class_names[:20])} or 0 to {len(class_names) - 1}"
-            )
-    return indices

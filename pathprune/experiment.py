@@ -7,24 +7,25 @@ launcher with several processes the main process computes and writes, the others
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.state import AcceleratorState
+from accelerate.utils import DataLoaderConfiguration, InitProcessGroupKwargs, set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from pathprune.data import (
     LabelledImages,
-    ReadableBatches,
     check_labels,
     evaluation_transform,
     make_loader,
@@ -39,7 +40,7 @@ from pathprune.models.adapt import adapt
 from pathprune.models.checkpoint import save_pruned
 from pathprune.models.loading import LoadedModel, load_model
 from pathprune.models.seam import AdaptedModel
-from pathprune.progress import image_progress, track_batches
+from pathprune.progress import TrackedBatches, image_progress
 from pathprune.pruning import PrunePlan, make_plan, prune
 from pathprune.pruning.compensation import Compensation, parse_compensation
 from pathprune.recipe import Recipe, RecipeError
@@ -49,7 +50,10 @@ from pathprune.scoring.criteria import Tokens, parse_criterion
 
 log = logging.getLogger(__name__)
 
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")  # timm's
 Use = Literal["mine", "calibrate", "train", "evaluate"]
+
+ARTIFACT_VERSION = 1  # raised when artifacts are computed otherwise, so that those of older versions are not reused
 
 
 @dataclass(frozen=True)
@@ -63,14 +67,13 @@ class Variant:
     @property
     def id(self) -> str:
         """Unique within a recipe; also a file name."""
-        return f"{label(self.criterion)}--{label(self.compensation)}--{self.budget:g}"
+        return f"{label(self.criterion)}--{label(self.compensation)}--{self.budget}"
 
 
 def label(step: Criterion | Compensation) -> str:
-    """The registered name, with the options that differ from their defaults."""
+    """The registered name, with a short hash of the options where they are not the defaults: fit for a file's name."""
     options = step.model_dump(mode="json", exclude_defaults=True)
-    text = step.name + "".join(f"+{key}={json.dumps(value)}" for key, value in sorted(options.items()))
-    return "".join(character if character.isalnum() or character in "+=.-_" else "_" for character in text)
+    return f"{step.name}-{key_of(**options)[:8]}" if options else step.name
 
 
 class Experiment:
@@ -78,7 +81,7 @@ class Experiment:
 
     def __init__(self, recipe: Recipe, *, overwrite: bool = False) -> None:
         self.recipe = recipe
-        self.accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
+        self.accelerator = _accelerator(recipe)
         set_seed(recipe.seed)  # a model without weights is the same random one in every run and process
         self.loaded: LoadedModel = load_model(
             recipe.model.name,
@@ -91,23 +94,28 @@ class Experiment:
         self.model: nn.Module = self.loaded.model.to(self.accelerator.device)
         self.adapted: AdaptedModel = adapt(self.model)
         self.data_config = _overlaid(self.loaded.data_config, recipe.model.data_config)
+        if self.data_config["input_size"][0] != 3:
+            raise ValueError(f"the model takes {self.data_config['input_size'][0]} channels; only RGB images are read")
         self._source = open_source(recipe.data.source, config=recipe.data.config, revision=recipe.data.revision)
-        self._images: dict[str, LabelledImages] = {}
-        self._stages: dict[str, Any] = {}
+        self._images: dict[Use, LabelledImages] = {}
+        self._hashes: dict[Use, list[bytes]] = {}
+        self._mined: dict[Tokens, ClassStats] = {}
+        self._statistics: ActivationStatistics | None = None
         self.folder = RunFolder(recipe.folder, main=self.accelerator.is_main_process)
         with self.main_first():
             self.folder.claim(recipe, overwrite=overwrite)
 
-    @contextmanager
-    def main_first(self) -> Iterator[None]:
+    def main_first(self) -> AbstractContextManager[None]:
         """Let the main process through first; the others then find what it wrote."""
-        with self.accelerator.main_process_first():
-            yield
+        return self.accelerator.main_process_first()  # type: ignore[no-any-return]
 
     # --- images
 
     def images(self, use: Use) -> LabelledImages:
-        """The images of one use, sampled as the recipe says; evaluation images are refused where others hold them."""
+        """The images of one use, sampled as the recipe says, without those that cannot be read.
+
+        Training images are only decoded when they are trained on; the trainer skips what it cannot read.
+        """
         if use not in self._images:
             recipe = self.recipe
             number = {
@@ -121,16 +129,39 @@ class Experiment:
                 getattr(recipe.data.splits, use),
                 image_column=recipe.data.image_column,
                 label_column=recipe.data.label_column,
-                max_unreadable=recipe.data.max_unreadable,
             )
+            images = self._named_alike(images)
             check_labels(images, num_classes=self.adapted.num_classes)
             images = sample_balanced(images, num_images=number, seed=recipe.seed)
+            if use == "train":
+                self._hashes[use] = images.content_hashes()
+            else:
+                images, self._hashes[use] = images.readable(
+                    max_unreadable=recipe.data.max_unreadable, threads=recipe.data.num_workers
+                )
             self._images[use] = images.with_transform(evaluation_transform(self.data_config))
         return self._images[use]
 
+    def _named_alike(self, images: LabelledImages) -> LabelledImages:
+        """The images with their classes numbered as the model's are, where both have names that tell."""
+        known = self.loaded.class_names or next((other.class_names for other in self._images.values()), None)
+        if known is None or images.class_names == known:
+            return images
+        if set(images.class_names) <= set(known):
+            log.info("split '%s': classes are numbered by their names, as the model's are", images.split)
+            return images.renamed(known)
+        if self.loaded.class_names is None:
+            raise ValueError(
+                f"split '{images.split}' has the classes {', '.join(images.class_names[:5])} …, other splits have "
+                f"{', '.join(known[:5])} …; store labels as numbers or datasets.ClassLabel with the same names"
+            )
+        return images  # names of another kind, such as WordNet ids beside words: numbers must do
+
     def check_disjoint(self, *uses: Use) -> None:
         """Refuse data in which an evaluation image is also used for `uses`."""
-        refuse_overlap(self.images("evaluate"), {use: self.images(use) for use in uses})
+        for use in ("evaluate", *uses):
+            self.images(use)
+        refuse_overlap(self._hashes["evaluate"], {use: self._hashes[use] for use in uses})
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -141,66 +172,78 @@ class Experiment:
                 return tuple(names)
         return tuple(str(index) for index in range(num_classes))
 
-    def batches(self, use: Use, *, batch_size: int) -> ReadableBatches:
-        """Re-iterable batches in a fixed order, without unreadable images."""
-        return ReadableBatches(
-            make_loader(self.images(use), batch_size=batch_size, num_workers=self.recipe.data.num_workers)
-        )
+    def batches(self, use: Use, *, batch_size: int) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Re-iterable batches in a fixed order."""
+        return make_loader(self.images(use), batch_size=batch_size, num_workers=self.recipe.data.num_workers)
+
+    def calibration(self, description: str) -> TrackedBatches:
+        """Batches of calibration images that show a progress bar."""
+        batches = self.batches("calibrate", batch_size=self.recipe.score.batch_size)
+        return TrackedBatches(batches, description, len(self.images("calibrate")))
 
     # --- keys
 
     @cached_property
     def model_key(self) -> str:
+        """Key of the model as it meets images: weights, architecture and transform."""
         digest = hashlib.blake2b(digest_size=12)
         for name, tensor in self.model.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        architecture = self.loaded.architecture
+        return key_of(
+            weights=digest.hexdigest(),
+            architecture=[architecture.name, dict(architecture.args)],
+            transform=self.data_config,
+            artifacts=ARTIFACT_VERSION,
+        )
 
     def images_key(self, use: Use) -> str:
-        if f"key of {use}" not in self._stages:
-            images = self.images(use)
-            content = b"".join(images.content_hashes()) + images.labels.tobytes()
-            self._stages[f"key of {use}"] = hashlib.blake2b(content, digest_size=12).hexdigest()
-        key: str = self._stages[f"key of {use}"]
-        return key
+        """Key of the images of one use, their labels and their order."""
+        images = self.images(use)
+        content = b"".join(self._hashes[use]) + images.labels.tobytes()
+        return hashlib.blake2b(content, digest_size=12).hexdigest()
 
     # --- stages
 
     def mined(self, tokens: Tokens) -> ClassStats:
         """Class statistics of the paths located on the mining images; the paths go beside them."""
-        if f"mined {tokens}" not in self._stages:
-            settings = self.recipe.mine.model_dump(mode="json")
+        if tokens not in self._mined:
+
+            def save(mined: tuple[ClassStats, PathSet], folder: Path) -> None:
+                folder.mkdir()
+                mined[0].save(folder / "stats.safetensors")
+                mined[1].save(folder / "paths.parquet")
+
+            def load(folder: Path) -> tuple[ClassStats, PathSet]:
+                return ClassStats.load(folder / "stats.safetensors"), PathSet.load(folder / "paths.parquet")
+
             with self.main_first():
-                self._stages[f"mined {tokens}"] = self.folder.artifact(
-                    f"mined/{tokens}/stats.safetensors",
+                self._mined[tokens], _ = self.folder.artifact(
+                    f"mined/{tokens}",
                     key=self._mining_key(tokens),
-                    make=lambda: self._mine(tokens, settings),
-                    save=lambda stats, file: stats.save(file),
-                    load=ClassStats.load,
+                    make=lambda: self._mine(tokens),
+                    save=save,
+                    load=load,
                 )
-        stats: ClassStats = self._stages[f"mined {tokens}"]
-        return stats
+        return self._mined[tokens]
 
     def _mining_key(self, tokens: Tokens) -> str:
         settings = self.recipe.mine.model_dump(mode="json")
         return key_of(model=self.model_key, images=self.images_key("mine"), tokens=tokens, settings=settings)
 
-    def _mine(self, tokens: Tokens, settings: Mapping[str, Any]) -> ClassStats:
+    def _mine(self, tokens: Tokens) -> tuple[ClassStats, PathSet]:
         config, images = self.recipe.mine, self.images("mine")
+        settings = config.model_dump(mode="json")
         about = {**{key: value for key, value in settings.items() if value is not None}, "tokens": tokens}
         widths = {site.name: site.width for site in self.adapted.sites}
         stats = ClassStats.empty(widths, self.class_names, about)
         parts = []
-        batches = make_loader(images, batch_size=config.batch_size, num_workers=self.recipe.data.num_workers)
+        batches = self.batches("mine", batch_size=config.batch_size)
         position = 0
-        for batch, labels in track_batches(batches, f"mining paths ({tokens} tokens)", num_images=len(images)):
+        for batch, labels in TrackedBatches(batches, f"mining paths ({tokens} tokens)", len(images)):
             indices = torch.as_tensor(images.indices[position : position + len(labels)])
             position += len(labels)
-            readable = labels >= 0
-            if not readable.any():
-                continue
-            batch, labels, indices = batch[readable], labels[readable], indices[readable]
             mined = locate_paths(
                 self.adapted,
                 batch.to(self.accelerator.device),
@@ -222,35 +265,28 @@ class Experiment:
                     settings=about,
                 )
             )
-        if self.folder.main:
-            file = self.folder.path / "mined" / tokens / "paths.parquet"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            PathSet.concat(parts).save(file)
-        return stats
+        return stats, PathSet.concat(parts)
 
     def statistics(self) -> ActivationStatistics:
         """Activation statistics of the dense model on the calibration images; with covariances if a step needs any."""
-        if "statistics" not in self._stages:
+        if self._statistics is None:
             config = self.recipe.score
             covariance = any(parse_criterion(spec).needs_covariance for spec in config.criteria) or any(
                 parse_compensation(spec).needs_covariance for spec in self.recipe.compensation
             )
 
             def collect() -> ActivationStatistics:
-                batches = self.batches("calibrate", batch_size=config.batch_size)
-                tracked = track_batches(batches, "calibrating", num_images=len(self.images("calibrate")))
-                return collect_statistics(self.adapted, tracked, covariance=covariance)
+                return collect_statistics(self.adapted, self.calibration("calibrating"), covariance=covariance)
 
             with self.main_first():
-                self._stages["statistics"] = self.folder.artifact(
+                self._statistics = self.folder.artifact(
                     "statistics.safetensors",
                     key=key_of(model=self.model_key, images=self.images_key("calibrate"), covariance=covariance),
                     make=collect,
                     save=lambda statistics, file: statistics.save(file),
                     load=ActivationStatistics.load,
                 )
-        statistics: ActivationStatistics = self._stages["statistics"]
-        return statistics
+        return self._statistics
 
     def scores(self, criterion: Criterion) -> Scores:
         """Score every neuron by one criterion."""
@@ -264,11 +300,10 @@ class Experiment:
         )
 
         def compute() -> Scores:
-            log.info("scoring by %s", label(criterion))
             return score(
                 ScoringContext(
                     adapted=self.adapted,
-                    batches=self.batches("calibrate", batch_size=self.recipe.score.batch_size),
+                    batches=self.calibration(f"scoring by {criterion.name}"),
                     mined={tokens: self.mined(tokens)} if tokens else {},
                     statistics=self.statistics() if criterion.needs_statistics else None,
                     seed=self.recipe.seed,
@@ -308,15 +343,13 @@ class Experiment:
             plan=plan,
             compensation=compensation,
             statistics=self.statistics() if compensation.needs_statistics else None,
-            batches=self.batches("calibrate", batch_size=self.recipe.score.batch_size)
-            if compensation.needs_batches
-            else None,
+            batches=self.calibration(f"fitting {variant.id}") if compensation.needs_batches else None,
         )
 
     def evaluation(
-        self, name: str, model: nn.Module | None, *, reference: Evaluation | None = None, key: str = ""
+        self, name: str, model: Callable[[], nn.Module], *, reference: Evaluation | None = None, key: str = ""
     ) -> Evaluation:
-        """Outcomes of `model` (None: the recipe's own) on the evaluation images; shared by all processes."""
+        """Outcomes of `model()` on the evaluation images; shared by all processes."""
         config = self.recipe.evaluate
         artifact = f"evaluations/{name}.safetensors"
         full_key = self.evaluation_key(key)
@@ -325,11 +358,11 @@ class Experiment:
         if current:
             return Evaluation.load(self.folder.path / artifact)
         images = self.images("evaluate")
-        loader = make_loader(images, batch_size=config.batch_size, num_workers=self.recipe.data.num_workers)
+        loader = self.batches("evaluate", batch_size=config.batch_size)
         with image_progress(disable=not self.accelerator.is_main_process) as progress:
             task = progress.add_task(f"evaluating {name}", total=len(images), note="")
             made = evaluate_model(
-                self.model if model is None else model,
+                model(),
                 loader,
                 accelerator=self.accelerator,
                 reference=reference,
@@ -364,12 +397,12 @@ class Experiment:
             calibration=self.images_key("calibrate") if needs else None,
         )
 
-    def save_checkpoint(self, name: str, model: nn.Module, *, key: str, **about: Any) -> Path:
-        """Save a model as a checkpoint folder, unless it is there already; returns its path."""
+    def save_checkpoint(self, name: str, model: Callable[[], nn.Module], *, key: str, **about: Any) -> Path:
+        """Save `model()` as a checkpoint folder, unless it is there already; returns its path."""
 
         def save(_: None, folder: Path) -> None:
             save_pruned(
-                model,
+                model(),
                 folder,
                 architecture=self.loaded.architecture,
                 data_config=self.data_config,
@@ -390,10 +423,30 @@ class Experiment:
         return torch.randn(size, generator=generator).to(self.accelerator.device)
 
 
+def _accelerator(recipe: Recipe) -> Accelerator:
+    """One for everything the recipe does, since Accelerate keeps one precision per process."""
+    AcceleratorState._reset_state()  # of an earlier recipe in this process, which may have had another precision
+    return Accelerator(
+        mixed_precision=recipe.mixed_precision,
+        gradient_accumulation_steps=recipe.train.accumulate_steps,
+        # the order of an epoch follows from the seed and the epoch, whatever was run before
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=recipe.seed),
+        # the others wait while the main process mines
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))],
+    )
+
+
 def _overlaid(data_config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """The model's data config with the recipe's changes; unknown keys are refused."""
     unknown = sorted(changes.keys() - data_config.keys())
     if unknown:
         raise RecipeError(f"unknown key 'model.data_config.{unknown[0]}' (allowed: {', '.join(data_config)})")
-    lists_as_tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
-    return {**data_config, **lists_as_tuples}
+    overlaid = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
+    for key in ("input_size", "mean", "std"):
+        if key in overlaid and not (isinstance(overlaid[key], tuple) and len(overlaid[key]) == 3):
+            raise RecipeError(f"model.data_config.{key} is {changes[key]!r}; it takes three numbers")
+    if overlaid.get("interpolation", "random") not in INTERPOLATIONS:
+        raise RecipeError(
+            f"model.data_config.interpolation is '{changes['interpolation']}'; choose from {', '.join(INTERPOLATIONS)}"
+        )
+    return {**data_config, **overlaid}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from pathprune.pruning import PrunePlan, parse_compensation
 from pathprune.recipe import Recipe
 from pathprune.recovery import train
 from pathprune.report.figures import retention_figure
-from pathprune.runs import key_of
+from pathprune.runs import key_of, write_atomically
 from pathprune.scoring import parse_criterion
 from pathprune.scoring.criteria import Tokens
 
@@ -57,21 +59,17 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
     folder = experiment.folder
     experiment.check_disjoint("mine", "calibrate")
     folder.write_json("environment.json", _environment(experiment))
-    dense = experiment.evaluation("dense", None)
+    dense = experiment.evaluation("dense", lambda: experiment.model)
     evaluations = {"dense": dense}
     rows = [dense_row(experiment, dense)]
-    folder.write_metrics(rows)
     plans: dict[str, PrunePlan] = {}
     for variant in variants(recipe):
-        plan = experiment.plan(variant.criterion, variant.budget)
+        plan = plans[variant.id] = experiment.plan(variant.criterion, variant.budget)
         folder.write_json(f"plans/{variant.id}.json", plan.to_dict())
-        model = experiment.pruned(variant, plan).model
-        key = experiment.variant_key(variant, plan)
-        evaluation = experiment.evaluation(variant.id, model, reference=dense, key=key)
-        checkpoint = _save(experiment, variant, plan, model) if _is_saved(recipe, variant) else None
-        evaluations[variant.id], plans[variant.id] = evaluation, plan
-        rows.append(pruned_row(experiment, variant, plan, model, evaluation, dense=dense, checkpoint=checkpoint))
+        row, evaluations[variant.id] = _compared(experiment, variant, plan, dense)
+        rows.append(row)
         folder.write_metrics(rows)
+    folder.forget_unused("evaluations/", "pruned/", "rows/")
     if folder.main:
         if recipe.evaluate.latency:  # by one process alone: others would disturb it
             add_latency(experiment, rows, plans)
@@ -106,28 +104,25 @@ def plan_recipe(recipe: Recipe, *, overwrite: bool = False) -> dict[str, PrunePl
 
 
 def prune_recipe(recipe: Recipe, *, overwrite: bool = False) -> list[Path]:
-    """Prune and save a checkpoint of every variant that the recipe saves; returns their folders."""
+    """Prune, and save a checkpoint of every variant, whatever `prune.save` says; returns their folders."""
     experiment = Experiment(recipe, overwrite=overwrite)
-    chosen = [variant for variant in variants(recipe) if _is_saved(recipe, variant)]
-    if not chosen:
-        raise ValueError(f"prune.save names none of the recipe's criteria: {', '.join(recipe.prune.save) or 'empty'}")
     folders = []
-    for variant in chosen:
+    for variant in variants(recipe):
         plan = experiment.plan(variant.criterion, variant.budget)
-        folders.append(_save(experiment, variant, plan, experiment.pruned(variant, plan).model))
+        folders.append(_save(experiment, variant, plan, lambda: experiment.pruned(variant, plan).model))  # noqa: B023
     return folders
 
 
 def evaluate_recipe(recipe: Recipe) -> dict[str, Any]:
     """Evaluate the recipe's model as it is; nothing is mined or pruned, and nothing is written but the evaluation."""
     experiment = Experiment(recipe)
-    return dense_row(experiment, experiment.evaluation("dense", None))
+    return dense_row(experiment, experiment.evaluation("dense", lambda: experiment.model))
 
 
 def finetune_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
     """Train the recipe's model on its training split and evaluate it; the model is saved under `model/`.
 
-    A model that timm built is saved as a timm `local-dir:` folder, a pruned one as a pruned checkpoint.
+    Dense models are saved in the format of pruned ones, so that either can be named in another recipe.
     """
     experiment = Experiment(recipe, overwrite=overwrite)
     experiment.check_disjoint("train")
@@ -143,24 +138,49 @@ def finetune_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
             config=recipe.train,
             data_config=experiment.data_config,
             num_classes=experiment.adapted.num_classes,
+            accelerator=experiment.accelerator,
+            seed=recipe.seed,
+            max_unreadable=recipe.data.max_unreadable,
+            num_workers=recipe.data.num_workers,
             state_file=folder.path / f"training-{key}.pt",
         )
         folder.write_json("history.json", history)
-        experiment.save_checkpoint("model", experiment.model, key=key, provenance={"recipe": recipe.name})
+        experiment.save_checkpoint("model", lambda: experiment.model, key=key, provenance={"recipe": recipe.name})
         if folder.main:
             (folder.path / f"training-{key}.pt").unlink(missing_ok=True)
     experiment.model.load_state_dict(load_pruned(folder.path / "model").state_dict())
-    evaluation = experiment.evaluation("trained", None, key=key)
+    evaluation = experiment.evaluation("trained", lambda: experiment.model, key=key)
     rows = [dense_row(experiment, evaluation)]
     folder.write_metrics(rows)
     return RunResult(folder.path, rows, {"dense": evaluation}, folder.main)
+
+
+def _compared(
+    experiment: Experiment, variant: Variant, plan: PrunePlan, dense: Evaluation
+) -> tuple[dict[str, Any], Evaluation]:
+    """Row and evaluation of a variant; its model is made only if either, or its checkpoint, is not there yet."""
+    folder, saved = experiment.folder, _is_saved(experiment.recipe, variant)
+    key = experiment.variant_key(variant, plan)
+    name, row_key = f"rows/{variant.id}.json", key_of(evaluation=experiment.evaluation_key(key), saved=saved)
+    model = cache(lambda: experiment.pruned(variant, plan).model)
+    is_current = folder.is_current(name, key=row_key)
+    evaluation = experiment.evaluation(variant.id, model, reference=dense, key=key)
+    checkpoint = _save(experiment, variant, plan, model) if saved else None
+    if is_current:
+        row: dict[str, Any] = json.loads((folder.path / name).read_text(encoding="utf-8"))
+        return row, evaluation
+    row = pruned_row(experiment, variant, plan, model(), evaluation, dense=dense, checkpoint=checkpoint)
+    if folder.main:
+        save = partial(write_atomically, content=json.dumps(row))
+        folder.artifact(name, key=row_key, make=lambda: row, save=lambda _, file: save(file), load=lambda _: row)
+    return row, evaluation
 
 
 def _is_saved(recipe: Recipe, variant: Variant) -> bool:
     return "all" in recipe.prune.save or variant.criterion.name in recipe.prune.save
 
 
-def _save(experiment: Experiment, variant: Variant, plan: PrunePlan, model: nn.Module) -> Path:
+def _save(experiment: Experiment, variant: Variant, plan: PrunePlan, model: Callable[[], nn.Module]) -> Path:
     about = {"recipe": experiment.recipe.name, "variant_id": variant.id, "neurons_removed": plan.neurons_removed}
 
     return experiment.save_checkpoint(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -36,12 +37,17 @@ def image_progress(*, disable: bool = False) -> Progress:
     )
 
 
-def track_batches(
-    batches: Iterable[tuple[Tensor, Tensor]], description: str, *, num_images: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches while a bar shows how many of `num_images` have been worked on."""
-    with image_progress() as progress:
-        task = progress.add_task(description, total=num_images, note="")
-        for images, labels in batches:
-            yield images, labels
-            progress.advance(task, len(labels))
+@dataclass(frozen=True)
+class TrackedBatches:
+    """Re-iterable batches that, while they are gone through, show how many of `num_images` have been worked on."""
+
+    batches: Iterable[tuple[Tensor, Tensor]]
+    description: str
+    num_images: int
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        with image_progress() as progress:
+            task = progress.add_task(self.description, total=self.num_images, note="")
+            for images, labels in self.batches:
+                yield images, labels
+                progress.advance(task, len(labels))

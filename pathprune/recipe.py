@@ -10,11 +10,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from pathprune.pruning import parse_compensation
 from pathprune.recovery import TrainConfig
-from pathprune.scoring import parse_criterion
+from pathprune.scoring import get_criterion, parse_criterion
 
 
 class RecipeError(ValueError):
@@ -23,6 +30,18 @@ class RecipeError(ValueError):
 
 def _as_list(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
+
+
+def _as_word(value: Any) -> Any:
+    """YAML reads a bare `no` as False."""
+    return "no" if value is False else value
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    repeated = [value for place, value in enumerate(values) if value in values[:place]]
+    if repeated:
+        raise ValueError(f"{repeated[0]!r} is there twice; each makes a variant of its own")
+    return values
 
 
 class _Section(BaseModel):
@@ -85,7 +104,7 @@ class ScoreConfig(_Section):
     """Which criteria rank the neurons, and on how many images."""
 
     criteria: Annotated[tuple[Any, ...], BeforeValidator(_as_list)] = Field(
-        ("path", "path-class", "magnitude-l2", "random"), description="names, or {name: …, option: …}"
+        ("path", "path-class", "magnitude-l2", "random"), min_length=1, description="names, or {name: …, option: …}"
     )
     num_images: int | None = Field(512, ge=1, description="calibration images for statistics and gradients; null: all")
     batch_size: int = Field(64, ge=1, description="calibration images per batch")
@@ -95,7 +114,7 @@ class ScoreConfig(_Section):
     def _known(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         for criterion in value:
             parse_criterion(criterion)
-        return value
+        return _distinct(value)
 
 
 class PruneConfig(_Section):
@@ -109,10 +128,20 @@ class PruneConfig(_Section):
     round_to: int = Field(1, ge=1, description="kept widths are multiples of this; 8 or 64 suit GPUs")
     min_width: int = Field(1, ge=1, description="neurons that every block keeps")
     block_ratios: dict[int, float] = Field(default_factory=dict, description="fraction removed of single blocks")
-    exclude_blocks: tuple[int, ...] = Field((), description="blocks that keep every neuron")
+    exclude_blocks: Annotated[tuple[int, ...], BeforeValidator(_as_list)] = Field(
+        (), description="blocks that keep every neuron"
+    )
     save: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
         ("path",), description="criteria whose pruned models are saved; all: every one"
     )
+
+    @field_validator("save")
+    @classmethod
+    def _criteria(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name != "all":
+                get_criterion(name)
+        return value
 
     @field_validator("ratio", "block_ratios")
     @classmethod
@@ -120,7 +149,7 @@ class PruneConfig(_Section):
         for ratio in value.values() if isinstance(value, dict) else value:
             if not 0 <= ratio < 1:
                 raise ValueError(f"ratio {ratio:g} is the fraction of neurons removed: at least 0, less than 1")
-        return value
+        return value if isinstance(value, dict) else _distinct(value)
 
 
 class EvaluateConfig(_Section):
@@ -139,14 +168,16 @@ class Recipe(_Section):
     name: str = Field("quickstart", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run folder")
     output: str | None = Field(None, description="run folder; null: runs/<name>")
     seed: int = Field(0, ge=0, description="of every random choice")
-    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Accelerate's, for evaluation")
+    mixed_precision: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_as_word)] = Field(
+        "no", description="Accelerate's, for training and evaluation"
+    )
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     mine: MineConfig = MineConfig()
     score: ScoreConfig = ScoreConfig()
     prune: PruneConfig = PruneConfig()
     compensation: Annotated[tuple[Any, ...], BeforeValidator(_as_list)] = Field(
-        ("none", "mean"), description="what is done to the kept weights after pruning"
+        ("none", "mean"), min_length=1, description="what is done to the kept weights after pruning"
     )
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -156,7 +187,7 @@ class Recipe(_Section):
     def _known(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         for compensation in value:
             parse_compensation(compensation)
-        return value
+        return _distinct(value)
 
     @property
     def folder(self) -> Path:
@@ -175,17 +206,23 @@ def shipped_recipes() -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
 
+def recipe_file(path: str | Path) -> Path:
+    """The file that `path` names: itself, or a shipped recipe. Raises `RecipeError` if there is none."""
+    if Path(path).is_file():
+        return Path(path)
+    shipped = shipped_recipes()
+    if str(path) in shipped:
+        return shipped[str(path)]
+    problem = "is a folder" if Path(path).is_dir() else "does not exist"
+    raise RecipeError(f"recipe '{path}' {problem}; give a YAML file or one of {', '.join(shipped)}")
+
+
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe from a YAML file, or by a shipped recipe's name, and apply `section.key=value` overrides.
 
     Raises `RecipeError` that lists every unknown key and bad value at once, by its dotted path.
     """
-    file = Path(path)
-    if not file.exists():
-        shipped = shipped_recipes()
-        if str(path) not in shipped:
-            raise RecipeError(f"recipe '{path}' does not exist; give a YAML file or one of {', '.join(shipped)}")
-        file = shipped[str(path)]
+    file = recipe_file(path)
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -233,7 +270,9 @@ def _problem(detail: Any) -> str:
         close = difflib.get_close_matches(path[-1], allowed, n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
         return f"unknown key '{where}'{hint} (allowed: {', '.join(allowed)})"
-    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "value_error":  # our own, which say what was got
+        return f"{where}: {detail['ctx']['error']}".removeprefix(": ")
+    message = detail["msg"]
     return f"{where}: {message[0].lower()}{message[1:]} (got {detail['input']!r})"
 
 

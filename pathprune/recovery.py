@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +18,7 @@ from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from pathprune.data import SKIPPED, LabelledImages, make_loader
 from pathprune.progress import image_progress
@@ -51,10 +52,7 @@ class TrainConfig(BaseModel):
     patch_drop_rate: float = Field(0.0, ge=0, lt=1, description="share of patch tokens dropped while training")
     all_patches_epochs: int = Field(0, ge=0, description="last epochs, trained without dropping patches")
     ema_decay: float | None = Field(None, gt=0, lt=1, description="keep an exponential moving average of the weights")
-    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Accelerate's mixed precision")
     compile: bool = Field(False, description="torch.compile the model while training")
-    num_workers: int = Field(0, ge=0, description="processes that decode images")
-    seed: int = Field(0, description="seed of the order, augmentations and dropout")
 
 
 def train(
@@ -64,10 +62,17 @@ def train(
     config: TrainConfig,
     data_config: Mapping[str, Any],
     num_classes: int,
+    accelerator: Accelerator | None = None,
+    seed: int = 0,
+    max_unreadable: float = 0.0,
+    num_workers: int = 0,
     state_file: Path | None = None,
     validate: Callable[[nn.Module], float] | None = None,
 ) -> list[dict[str, float]]:
     """Train `model` in place; returns one record per epoch (loss, learning rate and, with `validate`, top-1).
+
+    `accelerator` decides on device, processes and precision; to repeat an epoch's order it needs a seedable sampler, as
+    the default one has. Images that cannot be read are skipped, up to the share `max_unreadable` of them.
 
     `state_file` is rewritten after every epoch; a later call that finds it goes on from there. Order, augmentation and
     dropout of an epoch depend on `seed` and the epoch alone: a resumed run repeats what an unbroken one does.
@@ -79,10 +84,23 @@ def train(
         raise ValueError(
             f"patch_drop_rate is {config.patch_drop_rate}, but {type(model).__name__} has no patch_drop; set it to 0"
         )
-    trainer = _Trainer(model, images, config, data_config, num_classes)
+    accelerator = accelerator or Accelerator(
+        gradient_accumulation_steps=config.accumulate_steps,
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=seed),
+    )
+    loader = make_loader(
+        images.with_transform(training_transform(data_config, config)),
+        batch_size=config.batch_size,
+        shuffle=True,
+        drop_last=len(images) >= config.batch_size,
+        num_workers=num_workers,
+        seed=seed,
+    )
+    trainer = _Trainer(model, loader, config, accelerator, num_classes=num_classes, seed=seed)
     trainer.resume(state_file)
     for epoch in range(len(trainer.history), config.epochs):
-        record = trainer.run_epoch(epoch)
+        record, num_unreadable = trainer.run_epoch(epoch)
+        images.check_unreadable(num_unreadable, max_unreadable)
         if validate is not None:
             record["top1"] = validate(trainer.result)
         trainer.history.append(record)
@@ -95,7 +113,10 @@ def train(
 
 def training_transform(data_config: Mapping[str, Any], config: TrainConfig) -> Callable[[Any], Tensor]:
     """The training transform of timm, at the model's own input size and normalisation."""
-    transform: Callable[[Any], Tensor] = create_transform(
+    transform: Callable[[Any], Tensor] = _made(
+        "augmentation",
+        str(config.auto_augment),
+        create_transform,
         **data_config,
         is_training=True,
         scale=config.crop_scale,
@@ -113,39 +134,35 @@ class _Trainer:
     def __init__(
         self,
         model: nn.Module,
-        images: LabelledImages,
+        loader: DataLoader[tuple[Tensor, Tensor]],
         config: TrainConfig,
-        data_config: Mapping[str, Any],
+        accelerator: Accelerator,
+        *,
         num_classes: int,
+        seed: int,
     ) -> None:
-        self.model, self.config, self.num_images = model, config, len(images)
+        self.model, self.config, self.accelerator, self.seed = model, config, accelerator, seed
         self.history: list[dict[str, float]] = []
-        # the order of an epoch then follows from the seed and the epoch, whatever was run before
-        order = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed)
-        self.accelerator = Accelerator(
-            mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.accumulate_steps,
-            dataloader_config=order,
+        optimizer = _made(
+            "optimizer",
+            config.optimizer,
+            create_optimizer_v2,
+            model,
+            opt=config.optimizer,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
         )
-        loader = make_loader(
-            images.with_transform(training_transform(data_config, config)),
-            batch_size=config.batch_size,
-            shuffle=True,
-            drop_last=len(images) >= config.batch_size,
-            num_workers=config.num_workers,
-            seed=config.seed,
-        )
-        optimizer = create_optimizer_v2(
-            model, opt=config.optimizer, lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-        prepared, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
+        prepared, self.optimizer, self.loader = accelerator.prepare(model, optimizer, loader)
         self.step_model: Any = torch.compile(prepared) if config.compile else prepared
         self.updates_per_epoch = -(-len(self.loader) // config.accumulate_steps)
-        self.scheduler, _ = create_scheduler_v2(
+        self.scheduler, _ = _made(
+            "schedule",
+            config.schedule,
+            create_scheduler_v2,
             optimizer,
             sched=config.schedule,
             num_epochs=config.epochs,
-            warmup_epochs=config.warmup_epochs,  # type: ignore[arg-type]  # part of an epoch is fine, by updates
+            warmup_epochs=config.warmup_epochs,
             warmup_lr=config.learning_rate / 100,
             min_lr=config.min_learning_rate,
             step_on_epochs=False,
@@ -163,21 +180,27 @@ class _Trainer:
         """The model to use: the average where there is one."""
         return self.average.model if self.average else self.model
 
-    def run_epoch(self, epoch: int) -> dict[str, float]:
+    def run_epoch(self, epoch: int) -> tuple[dict[str, float], int]:
+        """Train for one epoch; returns its record and how many images could not be read."""
         config, accelerator = self.config, self.accelerator
-        set_seed(config.seed * 100_003 + epoch, device_specific=True)
+        set_seed(self.seed * 100_003 + epoch, device_specific=True)
         self.loader.set_epoch(epoch)
         self.step_model.train()
         _drop_patches(self.model, config.patch_drop_rate if epoch < config.epochs - config.all_patches_epochs else 0.0)
-        total, seen, update = 0.0, 0, epoch * self.updates_per_epoch
+        total, seen, unreadable, update = 0.0, 0, 0, epoch * self.updates_per_epoch
         with image_progress(disable=not accelerator.is_main_process) as progress:
-            task = progress.add_task(f"epoch {epoch + 1}/{config.epochs}", total=self.num_images, note="")
+            size = len(self.loader) * config.batch_size * accelerator.num_processes
+            task = progress.add_task(f"epoch {epoch + 1}/{config.epochs}", total=size, note="")
             for batch, labels in self.loader:
-                images, labels = batch[labels != SKIPPED], labels[labels != SKIPPED]
-                if self.mixup is not None and len(images) % 2 == 0:  # timm's mixup pairs images
-                    images, labels = self.mixup(images, labels)
+                images, targets = batch[labels != SKIPPED], labels[labels != SKIPPED]
+                unreadable += len(labels) - len(images)
+                if self.mixup is not None:
+                    even = len(images) // 2 * 2  # timm's mixup pairs images
+                    images, targets = self.mixup(images[:even], targets[:even])
+                if len(images) == 0:
+                    continue
                 with accelerator.accumulate(self.step_model):
-                    loss = self.loss(self.step_model(images).float(), labels)
+                    loss = self.loss(self.step_model(images).float(), targets)
                     if not torch.isfinite(loss):
                         raise FloatingPointError(f"the loss is {loss.item()} in epoch {epoch + 1}; lower learning_rate")
                     accelerator.backward(loss)
@@ -191,11 +214,12 @@ class _Trainer:
                     if self.average:
                         self.average.update(update)
                 total, seen = total + loss.item() * len(images), seen + len(images)
-                progress.update(task, advance=len(images) * accelerator.num_processes, note=f"loss {total / seen:.3f}")
-        return {"loss": total / max(seen, 1), "learning_rate": self.optimizer.param_groups[0]["lr"]}
+                progress.update(task, advance=len(labels) * accelerator.num_processes, note=f"loss {total / seen:.3f}")
+        return {"loss": total / max(seen, 1), "learning_rate": self.optimizer.param_groups[0]["lr"]}, unreadable
 
     def finish(self) -> None:
-        """Leave the result in the model that was given, ready for use."""
+        """Leave the result in the model that was given, ready for use and free of Accelerate's autocast."""
+        self.accelerator.unwrap_model(self.step_model, keep_fp32_wrapper=False)
         _drop_patches(self.model, 0.0)
         if self.average:
             self.model.load_state_dict(self.average.model.state_dict())
@@ -221,6 +245,14 @@ class _Trainer:
             self.average.model.load_state_dict(state["average"])
         self.history = list(state["history"])
         log.info("going on after %d epochs found in %s", len(self.history), file)
+
+
+def _made(kind: str, name: str, factory: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
+    """What one of timm's factories makes; raises `ValueError` in one line where it does not know the name."""
+    try:
+        return factory(*arguments, **settings)
+    except (ValueError, AssertionError, KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(f"timm cannot make the {kind} '{name}': {error or type(error).__name__}") from error
 
 
 class _SoftOrHardCrossEntropy(nn.Module):

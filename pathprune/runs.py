@@ -17,18 +17,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from safetensors import SafetensorError
 
 from pathprune.recipe import Recipe, RecipeError
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
+
+_KEYS = "keys.json"  # also what tells a run folder from others
 
 
 def key_of(**inputs: Any) -> str:
@@ -54,27 +60,39 @@ class RunFolder:
 
     path: Path
     main: bool = True
+    _used: set[str] = field(default_factory=set)
 
     def claim(self, recipe: Recipe, *, overwrite: bool) -> None:
         """Make the folder this recipe's own; refuse one with another recipe's results unless told to overwrite.
 
-        Overwriting keeps what the new recipe would compute again identically; everything else is made anew.
+        Overwriting keeps what the new recipe would compute identically. A folder with anything but a run is refused.
         """
         file = self.path / "recipe.yaml"
-        if file.exists():
-            found = yaml.safe_load(file.read_text(encoding="utf-8"))
-            held = self._sections_held()
-            asked = recipe.model_dump(mode="json")
-            differences = [line for key in held for line in _differences(found.get(key), asked[key], key)]
-            if differences and not overwrite:
+        if self.path.exists() and not self.path.is_dir():
+            raise RecipeError(f"{self.path} is a file; choose a folder with output=…")
+        if (self.path / _KEYS).exists():
+            differences = self._differences_to(recipe) if file.exists() and not overwrite else []
+            if differences:
                 raise RecipeError(
                     f"{self.path} holds the results of another recipe ({'; '.join(differences[:4])}); "
                     "choose another folder with output=…, or pass --overwrite"
                 )
-        elif self.path.exists() and any(self.path.iterdir()) and not overwrite:
+        elif self.path.exists() and any(self.path.iterdir()):
             raise RecipeError(f"{self.path} is not empty and is no run folder; choose another with output=…")
         if self.main:
+            self.write_json(_KEYS, self._keys())
             write_atomically(file, recipe.to_yaml())
+
+    def _differences_to(self, recipe: Recipe) -> list[str]:
+        """What of `recipe` differs from the recipe whose results are in the folder."""
+        try:
+            found = yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
+        except yaml.YAMLError:
+            found = None
+        if not isinstance(found, dict):
+            return ["its recipe.yaml cannot be read"]
+        asked = recipe.model_dump(mode="json")
+        return [line for key in self._sections_held() for line in _differences(found.get(key), asked[key], key)]
 
     def _sections_held(self) -> Collection[str]:
         """The recipe's sections that what is in the folder depends on; a plan or a score is cheap and binds nothing."""
@@ -83,22 +101,45 @@ class RunFolder:
         return ("seed", "model", "data", "mine") if (self.path / "mined").exists() else ()
 
     def artifact(
-        self, name: str, *, key: str, make: Callable[[], T], save: Callable[[T, Path], None], load: Callable[[Path], T]
+        self,
+        name: str,
+        *,
+        key: str,
+        make: Callable[[], T],
+        save: Callable[[T, Path], object],
+        load: Callable[[Path], T],
     ) -> T:
-        """Load the artifact if it was made from the inputs that `key` stands for; otherwise make and save it."""
+        """Load the artifact if it was made from the inputs that `key` stands for; otherwise make and save it.
+
+        One that cannot be read is made again. `save` writes a file or a folder, which appears whole or not at all.
+        """
         file = self.path / name
-        if file.exists() and self._keys().get(name) == key:
-            return load(file)
+        if self.is_current(name, key=key):
+            try:
+                return load(file)
+            except (SafetensorError, ValueError, KeyError, OSError) as error:
+                log.warning("%s cannot be read and is made again: %s", file, error)
         made = make()
         if self.main:
             self._forget(name)
             file.parent.mkdir(parents=True, exist_ok=True)
-            save(made, file)
+            unfinished = file.with_name(f".{file.name}.unfinished")
+            _remove(unfinished)
+            save(made, unfinished)
+            _make_readable(unfinished)
+            unfinished.rename(file)
             self._remember(name, key)
         return made
 
+    def forget_unused(self, *folders: str) -> None:
+        """Delete artifacts of these folders that this run did not use: those of a recipe that was overwritten."""
+        if self.main:
+            for name in [name for name in self._keys() if name.startswith(folders) and name not in self._used]:
+                self._forget(name)
+
     def is_current(self, name: str, *, key: str) -> bool:
         """Whether the artifact is there and was made from these inputs."""
+        self._used.add(name)
         return (self.path / name).exists() and self._keys().get(name) == key
 
     def write_json(self, name: str, content: Any) -> None:
@@ -111,23 +152,34 @@ class RunFolder:
             write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def _keys(self) -> dict[str, str]:
-        file = self.path / "keys.json"
+        file = self.path / _KEYS
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
     def _remember(self, name: str, key: str) -> None:
-        self.write_json("keys.json", self._keys() | {name: key})
+        self.write_json(_KEYS, self._keys() | {name: key})
 
     def _forget(self, name: str) -> None:
         """Remove a stale artifact before it is made again, so that a crash in between cannot leave a mixture."""
         keys = self._keys()
         if name in keys:
             del keys[name]
-            self.write_json("keys.json", keys)
-        target = self.path / name
-        if target.is_dir():
-            shutil.rmtree(target)
-        else:
-            target.unlink(missing_ok=True)
+            self.write_json(_KEYS, keys)
+        _remove(self.path / name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _make_readable(path: Path) -> None:
+    """Give `path` and what is in it the usual permissions: safetensors files are the owner's alone at first."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in [path, *path.rglob("*")]:
+        file.chmod((0o777 if file.is_dir() else 0o666) & ~mask)
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterable[str]:

@@ -61,7 +61,9 @@ def test_prune_and_eval_go_together(
 ) -> None:
     recipe = str(folder / "tiny.yaml")
     assert invoke(monkeypatch, "prune", recipe, "prune.ratio=0.5") == 0
-    checkpoint = capsys.readouterr().out.splitlines()[-1]
+    saved = capsys.readouterr().out.splitlines()
+    assert len(saved) == 8
+    checkpoint = saved[0]
     assert invoke(monkeypatch, "eval", recipe, f"model.name={checkpoint}", f"output={folder / 'check'}") == 0
     assert "dense" in capsys.readouterr().out
 
@@ -85,6 +87,10 @@ MISTAKES = {
     "ratio out of range": (["prune.ratio=1.2"], "ratio 1.2 is the fraction of neurons removed"),
     "unknown key": (["prune.rato=0.2"], "unknown key 'prune.rato'; did you mean 'ratio'?"),
     "unknown criterion": (["score.criteria=[tayler]"], "unknown criterion 'tayler'; did you mean 'taylor'?"),
+    "criterion twice": (["score.criteria=[path, path]"], "'path' is there twice"),
+    "nothing to score": (["score.criteria=[]"], "score.criteria"),
+    "unknown criterion to save": (["prune.save=pathh"], "unknown criterion 'pathh'"),
+    "transform timm does not have": (["model.data_config={interpolation: cubicc}"], "choose from nearest, bilinear"),
     "unknown block": (["prune.exclude_blocks=[9]"], "block 9 does not exist"),
     "empty class": (
         ["data.splits.mine=train[:1]", "score.criteria=[{name: path, classes: [owl]}]"],
@@ -136,6 +142,8 @@ def test_recipes_can_be_listed_shown_and_validated(
     assert "quickstart" in capsys.readouterr().out
     assert invoke(monkeypatch, "recipes", "show", "quickstart", "prune.ratio=0.25") == 0
     assert "- 0.25" in capsys.readouterr().out
+    assert invoke(monkeypatch, "recipes", "show", "reference") == 0
+    assert "# ≥ 1 neurons that every pruned block keeps" in capsys.readouterr().out
     assert invoke(monkeypatch, "recipes", "validate", "reference") == 0
     assert invoke(monkeypatch, "recipes", "copy", "reference", str(tmp_path / "mine.yaml")) == 0
     assert invoke(monkeypatch, "recipes", "validate", str(tmp_path / "mine.yaml")) == 0

@@ -15,9 +15,7 @@ from tiny import DATA_CONFIG, NAMES, rows
 from pathprune.data import (
     SKIPPED,
     DataError,
-    ReadableBatches,
     check_labels,
-    class_indices,
     evaluation_transform,
     make_loader,
     open_source,
@@ -70,21 +68,55 @@ def test_images_are_resized_and_normalised_as_the_data_config_says() -> None:
     torch.testing.assert_close(image, torch.full((3, 8, 8), (1 - 0.5) / 0.25))
 
 
-def test_unreadable_images_are_skipped_and_named() -> None:
-    images = read_split(lambda _: rows(range(9), broken=(4,)), "train", max_unreadable=0.2)
-    images = images.with_transform(evaluation_transform(DATA_CONFIG))
-    labels = torch.cat([labels for _, labels in make_loader(images, batch_size=4)])
-    assert labels.tolist() == [0, 1, 2, 0, SKIPPED, 2, 0, 1, 2]
-    kept = torch.cat([labels for _, labels in ReadableBatches(make_loader(images, batch_size=4))])
-    assert kept.tolist() == [0, 1, 2, 0, 2, 0, 1, 2]
-    assert list(images.unreadable) == [4]
+def test_unreadable_images_are_found_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    images = read_split(lambda _: rows(range(9), broken=(4,)), "train")
+    readable, hashes = images.readable(max_unreadable=0.1, threads=2)
+    assert readable.indices.tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
+    assert readable.labels.tolist() == [0, 1, 2, 0, 2, 0, 1, 2]
+    assert len(set(hashes)) == 8
+    assert "split 'train': 1 of 9 images are skipped: 4 (" in caplog.text
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_unreadable_images_that_were_not_looked_for_become_skipped_rows(num_workers: int) -> None:
+    images = read_split(lambda _: rows(range(9), broken=(4,)), "train")
+    loader = make_loader(
+        images.with_transform(evaluation_transform(DATA_CONFIG)), batch_size=4, num_workers=num_workers
+    )
+    assert torch.cat([labels for _, labels in loader]).tolist() == [0, 1, 2, 0, SKIPPED, 2, 0, 1, 2]
 
 
 def test_too_many_unreadable_images_are_an_error_that_names_them() -> None:
-    images = read_split(lambda _: rows(range(9), broken=(1, 4, 5)), "train", max_unreadable=0.2)
-    images = images.with_transform(evaluation_transform(DATA_CONFIG))
-    with pytest.raises(DataError, match=r"more than 1 of 9 images cannot be read \(first at 1, 4\)"):
-        list(make_loader(images, batch_size=4))
+    images = read_split(lambda _: rows(range(9), broken=(1, 4, 5)), "train")
+    with pytest.raises(DataError, match=r"3 of 9 images cannot be read, 2 may be skipped \(position 1 \("):
+        images.readable(max_unreadable=0.2)
+
+
+def test_broken_bytes_of_every_format_are_unreadable_and_nothing_worse() -> None:
+    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    rng = np.random.default_rng(1)
+    cells = []
+    for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"):
+        stream = io.BytesIO()
+        pixels.save(stream, kind)
+        for _ in range(30):
+            content = bytearray(stream.getvalue())
+            for place in rng.integers(0, len(content), 8):
+                content[place] = rng.integers(0, 256)
+            cells.append({"bytes": bytes(content[: rng.integers(1, len(content) + 1)]), "path": None})
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
+    table = datasets.Dataset.from_dict({"image": cells, "label": [0] * len(cells)}, features=features)
+    readable, _ = read_split(lambda _: table, "train").readable(max_unreadable=1.0)
+    assert 0 < len(readable) < len(cells)
+
+
+def test_bytes_and_paths_are_images_too(tmp_path: Path) -> None:
+    cell = rows([7]).cast_column("image", datasets.Image(decode=False))["image"][0]["bytes"]
+    (tmp_path / "seven.png").write_bytes(cell)
+    for column in ([cell], [str(tmp_path / "seven.png")]):
+        table = datasets.Dataset.from_dict({"image": column, "label": [1]})
+        images, hashes = read_split(lambda _, table=table: table, "train").readable(max_unreadable=0)
+        assert (len(images), len(hashes)) == (1, 1)
 
 
 def test_sampling_is_balanced_seeded_and_without_repeats() -> None:
@@ -100,8 +132,14 @@ def test_sampling_is_balanced_seeded_and_without_repeats() -> None:
 def test_overlap_is_found_by_content_whatever_the_splits_are_called() -> None:
     train, test = read_split(lambda _: rows(range(10)), "train"), read_split(lambda _: rows(range(8, 14)), "test")
     with pytest.raises(DataError, match="2 of the 10 images used to mine"):
-        refuse_overlap(test, {"mine": train})
-    refuse_overlap(test, {"mine": train.take(np.arange(8))})
+        refuse_overlap(test.content_hashes(), {"mine": train.content_hashes()})
+    refuse_overlap(test.content_hashes(), {"mine": train.take(np.arange(8)).content_hashes()})
+
+
+def test_labels_can_be_numbered_by_name() -> None:
+    images = read_split(lambda _: rows(range(6)), "train").renamed(["owl", "elk", "cat", "dog"])
+    assert images.labels.tolist() == [2, 3, 0, 2, 3, 0]
+    assert images.class_names == ("owl", "elk", "cat", "dog")
 
 
 def test_labels_outside_the_head_are_refused_by_value_and_image() -> None:
@@ -133,17 +171,22 @@ def test_missing_data_is_said_in_one_line(parquet_folder: Path, source: str, spl
     assert "\n" not in str(caught.value)
 
 
+def test_an_image_without_a_label_is_refused() -> None:
+    table = rows(range(3)).remove_columns("label").add_column("label", [0, None, 1])
+    with pytest.raises(DataError, match="no label for image 1"):
+        read_split(lambda _: table, "train")
+
+
+def test_an_empty_folder_is_said_to_be_empty(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no parquet files and no images"):
+        open_source(str(tmp_path))
+
+
 def test_missing_columns_are_said_with_those_there_are() -> None:
     table = rows(range(3)).rename_column("label", "kind")
     with pytest.raises(DataError, match=r"no label column named like label, .* columns: image, kind"):
         read_split(lambda _: table, "train")
     assert read_split(lambda _: table, "train", label_column="kind").labels.tolist() == [0, 1, 2]
-
-
-def test_classes_are_found_by_name_or_index() -> None:
-    assert class_indices(["owl", 0], NAMES) == [2, 0]
-    with pytest.raises(DataError, match="unknown class 'bird'; choose from cat, dog, owl"):
-        class_indices(["bird"], NAMES)
 
 
 def test_the_embedded_images_are_disjoint_balanced_cifar10() -> None:
@@ -152,4 +195,4 @@ def test_the_embedded_images_are_disjoint_balanced_cifar10() -> None:
     assert np.bincount(train.labels).tolist() == [200] * 10
     assert np.bincount(test.labels).tolist() == [400] * 10
     assert train.class_names[:3] == ("airplane", "automobile", "bird")
-    refuse_overlap(test, {"mine": train})
+    refuse_overlap(test.content_hashes(), {"mine": train.content_hashes()})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -54,8 +53,3 @@ def test_imports_point_down_the_stages_only() -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pathprune."):
                 imported = str(node.module).split(".")[1]
                 assert LEVEL[imported] <= LEVEL[stage], f"{file} imports {node.module}"
-
-
-def test_mining_and_scoring_know_nothing_of_pruning() -> None:
-    assert LEVEL["mining"] < LEVEL["scoring"] < LEVEL["pruning"]
-    assert importlib.import_module("pathprune.mining")

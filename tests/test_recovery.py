@@ -12,7 +12,7 @@ import torch
 from tiny import DATA_CONFIG, rows
 from torch import nn
 
-from pathprune.data import LabelledImages, read_split
+from pathprune.data import DataError, LabelledImages, read_split
 from pathprune.recovery import TrainConfig, train
 
 BASE: dict[str, Any] = {
@@ -37,8 +37,13 @@ def fresh_model() -> nn.Module:
 
 
 def trained(
-    images: LabelledImages, model: nn.Module | None = None, *, state: Path | None = None, **changes: Any
-) -> Any:
+    images: LabelledImages,
+    model: nn.Module | None = None,
+    *,
+    state: Path | None = None,
+    max_unreadable: float = 0.0,
+    **changes: Any,
+) -> tuple[nn.Module, list[dict[str, float]]]:
     model = model or fresh_model()
     history = train(
         model,
@@ -46,6 +51,7 @@ def trained(
         config=TrainConfig(**BASE | changes),
         data_config=DATA_CONFIG,
         num_classes=3,
+        max_unreadable=max_unreadable,
         state_file=state,
     )
     return model, history
@@ -106,9 +112,10 @@ def test_two_accumulated_halves_are_one_batch(images: LabelledImages) -> None:
 
 
 def test_unreadable_images_are_not_trained_on() -> None:
-    broken = read_split(lambda _: rows(range(24), broken=(3,)), "train", max_unreadable=0.1)
-    _, history = trained(broken, epochs=1)
-    assert list(broken.unreadable) == [3]
+    broken = read_split(lambda _: rows(range(24), broken=(3,)), "train")
+    with pytest.raises(DataError, match="1 of 24 images cannot be read, 0 may be skipped"):
+        trained(broken, epochs=1)
+    _, history = trained(broken, epochs=1, max_unreadable=0.1)
     assert history[0]["loss"] > 0
 
 
@@ -116,6 +123,12 @@ def test_patches_cannot_be_dropped_from_a_model_without_patches(images: Labelled
     model = timm.create_model("resnet18", num_classes=3)
     with pytest.raises(ValueError, match=r"patch_drop_rate is 0.5, but ResNet has no patch_drop; set it to 0"):
         trained(images, model, patch_drop_rate=0.5)
+
+
+@pytest.mark.parametrize(("setting", "kind"), [("optimizer", "optimizer"), ("auto_augment", "augmentation")])
+def test_names_that_timm_does_not_know_are_one_line(images: LabelledImages, setting: str, kind: str) -> None:
+    with pytest.raises(ValueError, match=f"timm cannot make the {kind} 'foo'"):
+        trained(images, **{setting: "foo"})
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(images: LabelledImages) -> None:

@@ -49,7 +49,17 @@ def _refuse_wrapped(model: nn.Module) -> None:
     for cls in type(model).__mro__:
         if cls.__name__ in _WRAPPERS:
             raise UnsupportedModelError(f"the model is wrapped in {cls.__name__}; {_WRAPPERS[cls.__name__]}")
+    for name, parameter in model.named_parameters():
+        kind = type(parameter.data)
+        if kind is not torch.Tensor:
+            raise UnsupportedModelError(
+                f"'{name}' is stored as {kind.__name__} (quantised or sharded); prune the plain float model"
+            )
     for name, module in model.named_modules():
+        if getattr(module, "_compiled_call_impl", None) is not None or type(module).__name__ == "OptimizedModule":
+            raise UnsupportedModelError(
+                f"'{name or type(module).__name__}' is compiled; adapt the model first and compile the pruned one"
+            )
         if hasattr(module, "lora_A") or hasattr(module, "lora_down"):
             raise UnsupportedModelError(
                 f"'{name}' carries LoRA adapters; merge them into the base weights before adapting the model"

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -36,7 +36,8 @@ class PathCriterion(Criterion):
     - class_weights: weights of single classes, by index or name; the others weigh 1.
     """
 
-    tokens: Tokens = "all"
+    tokens: ClassVar[Tokens] = "all"
+
     importance: Literal["mass", "count", "published-mass"] = "mass"
     reduce: Literal["mean", "max"] = "mean"
     classes: tuple[ClassKey, ...] | None = None
@@ -91,7 +92,7 @@ class PathCriterion(Criterion):
 class PathClassCriterion(PathCriterion):
     """The paper's reading: as `path`, with the class token's row alone clamped when mining."""
 
-    tokens: Literal["class"] = "class"
+    tokens: ClassVar[Tokens] = "class"
 
 
 def _break_ties(counts: list[Tensor], *, by: list[Tensor]) -> list[Tensor]:
