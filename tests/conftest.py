@@ -1,7 +1,10 @@
-"""Set before any library reads it: tests are offline, and leave nothing in the user's caches."""
+"""Set before any library reads it: tests are offline, leave nothing in the user's caches, and use one thread each.
+
+Their models are so small that a second thread costs more than it does.
+"""
 
 import os
 import tempfile
 
 _scratch = tempfile.TemporaryDirectory(prefix="pathprune-tests-")
-os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": _scratch.name, "MPLCONFIGDIR": _scratch.name}
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": _scratch.name, "MPLCONFIGDIR": _scratch.name}

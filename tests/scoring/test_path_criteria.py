@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from pathprune.mining.paths import ClassStats
 from pathprune.models.seam import NeuronSite
-from pathprune.scoring import PathCriterion, ScoringContext, parse_criterion, score
+from pathprune.scoring import ScoringContext, parse_criterion, score
 
 A, B = "blocks.0.mlp.fc2", "blocks.1.mlp.fc2"
 
@@ -131,7 +131,6 @@ def test_a_name_that_two_classes_share_is_refused():
 def test_the_papers_reading_takes_paths_of_the_class_token():
     assert parse_criterion("path").needs_mining == "all"
     assert parse_criterion("path-class").needs_mining == "class"
-    assert PathCriterion(tokens="class").needs_mining == "class"
     assert scores_of(stats_of(), name="path-class", tokens="class") == scores_of(stats_of())
     with pytest.raises(ValueError, match="'path-class' needs neuron paths mined with tokens='class'; there are 'all'"):
         scores_of(stats_of(), name="path-class")

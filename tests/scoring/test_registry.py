@@ -37,7 +37,7 @@ def test_options_survive_a_recipe():
     spec = {"name": "path", "importance": "count", "reduce": "max", "classes": [1, "cat"], "class_weights": {1: 2}}
     criterion = parse_criterion(spec)
     assert criterion == PathCriterion(importance="count", reduce="max", classes=(1, "cat"), class_weights={1: 2.0})
-    assert criterion.spec() == {**spec, "tokens": "all", "class_weights": {"1": 2.0}}
+    assert criterion.spec() == {**spec, "class_weights": {"1": 2.0}}
     assert parse_criterion(criterion) is criterion
 
 
@@ -51,7 +51,7 @@ def test_options_survive_a_recipe():
         ({"name": "path", "redcue": "max"}, "criterion 'path': unknown key 'redcue'; did you mean 'reduce'? choose"),
         ({"name": "random", "seed": 3}, "criterion 'random': unknown key 'seed'; it takes none"),
         ({"name": "path", "reduce": "min"}, "criterion 'path': reduce: Input should be 'mean' or 'max', got 'min'"),
-        ({"name": "path-class", "tokens": "all"}, "tokens: Input should be 'class', got 'all'"),
+        ({"name": "path", "tokens": "class"}, "criterion 'path': unknown key 'tokens'; choose from importance"),
         ({"name": "path", "class_weights": {"cat": -1}}, "class_weights.cat: Input should be greater than or equal"),
     ],
 )
