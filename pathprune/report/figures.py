@@ -29,9 +29,10 @@ def retention_figure(rows: Sequence[Mapping[str, Any]], file: Path) -> Figure:
         panel.annotate("dense", (0, dense["top1"]), (2, 3), textcoords="offset points", color="0.35", fontsize=9)
         for index, name in enumerate(names):
             points = [row for row in pruned if _name(row) == name and row["compensation"] == compensation]
+            points = [dense, *sorted(points, key=lambda row: row["neurons_removed"])]
             offset = 0.006 * (index - (len(names) - 1) / 2)
             panel.errorbar(
-                [row["neurons_removed"] + offset for row in points],
+                [row["neurons_removed"] + (offset if row is not dense else 0) for row in points],
                 [row["top1"] for row in points],
                 yerr=[
                     [row["top1"] - row["top1_ci"][0] for row in points],
