@@ -99,8 +99,9 @@ def _attended_rows(attn: Any, x: Tensor, rows: Tensor) -> Tensor:
     dim = attn.qkv.out_features // 3
     w_q, w_kv = attn.qkv.weight.split((dim, 2 * dim))
     b_q, b_kv = (None, None) if attn.qkv.bias is None else attn.qkv.bias.split((dim, 2 * dim))
-    q = linear(x[:, rows], w_q, b_q).unflatten(2, (attn.num_heads, -1)).transpose(1, 2)
-    k, v = linear(x, w_kv, b_kv).unflatten(2, (2, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    num_images, num_tokens, _ = x.shape
+    q = linear(x[:, rows], w_q, b_q).view(num_images, len(rows), attn.num_heads, -1).transpose(1, 2)
+    k, v = linear(x, w_kv, b_kv).view(num_images, num_tokens, 2, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
     mixed = scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v, scale=attn.scale)
     projected: Tensor = attn.proj(attn.norm(mixed.transpose(1, 2).flatten(2)))
     return projected
