@@ -112,13 +112,13 @@ def count_flops(run: Callable[[], object]) -> int:
     return counted.total
 
 
-def timed(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds of wall time."""
+def timed(run: Callable[[], Tensor], device: torch.device) -> tuple[float, Tensor]:
+    """Seconds of wall time, and what `run` returned."""
     start = time.perf_counter()
-    run()
+    result = run()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, result
 
 
 def load(options: argparse.Namespace) -> tuple[AdaptedModel, Tensor, Tensor]:
@@ -157,32 +157,36 @@ def main() -> None:
     adapted, images, labels = load(options)
     device = model_device(adapted.model)
 
-    def ours(**settings: Any) -> Tensor:
+    def ours(images: Tensor, labels: Tensor, **settings: Any) -> Tensor:
         return locate_paths(adapted, images, labels, **settings).paths.squeeze(-1).cpu()
 
-    variants: dict[str, Callable[[], Tensor]] = {
-        "(a) as published, 20 left Riemann": lambda: published_paths(adapted, images, labels),
-        "(b) ours, 20 left Riemann": lambda: ours(rule="left-riemann", nodes=20),
+    variants: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "(a) as published, 20 left Riemann": partial(published_paths, adapted),
+        "(b) ours, 20 left Riemann": partial(ours, rule="left-riemann", nodes=20),
         "(c) ours, 4 Gauss-Legendre": ours,
-        "(c) in bf16": lambda: ours(dtype=torch.bfloat16),
-        "(d) ours, 2 Gauss-Legendre, bf16": lambda: ours(nodes=2, dtype=torch.bfloat16),
-        "    ours, 2 Gauss-Legendre": lambda: ours(nodes=2),
+        "(c) in bf16": partial(ours, dtype=torch.bfloat16),
+        "(d) ours, 2 Gauss-Legendre, bf16": partial(ours, nodes=2, dtype=torch.bfloat16),
+        "    ours, 2 Gauss-Legendre": partial(ours, nodes=2),
     }
     with evaluating(adapted.model), torch.no_grad():
         batch = images.repeat(4, 1, 1, 1)  # the rows of (c)
         forward_flops = count_flops(lambda: adapted.model(batch)) / len(batch)
-    flops = {name: count_flops(run) / len(images) for name, run in variants.items()}
-    paths = {name: run() for name, run in variants.items()}  # the first, untimed turn
-    converged = ours(nodes=16)
+    # counted on one image, which also is the untimed turn that prepares what is used first
+    flops = {name: count_flops(partial(run, images[:1], labels[:1])) for name, run in variants.items()}
+    converged = ours(images, labels, nodes=16)
 
-    def infer() -> None:
+    def infer() -> Tensor:
         with torch.no_grad():
-            adapted.model(batch)
+            logits: Tensor = adapted.model(batch)
+        return logits
 
     timings: dict[str, list[float]] = {name: [] for name in ["inference", *variants]}
+    paths: dict[str, Tensor] = {}
     for _ in range(options.repeats):
-        for name, run in {"inference": infer, **variants}.items():
-            timings[name].append(timed(run, device))
+        timings["inference"].append(timed(infer, device)[0])
+        for name, run in variants.items():
+            taken, paths[name] = timed(partial(run, images, labels), device)
+            timings[name].append(taken)
     seconds = {name: statistics.median(values) for name, values in timings.items()}
     rate = forward_flops * len(batch) / seconds["inference"]
 
