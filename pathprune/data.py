@@ -269,19 +269,27 @@ def check_labels(images: LabelledImages, *, num_classes: int) -> None:
         )
 
 
-def sample_balanced(images: LabelledImages, *, num_images: int | None, seed: int) -> LabelledImages:
-    """Take `num_images` at random, spread evenly over the classes as far as each has enough; None takes all."""
-    if num_images is None or num_images >= len(images):
+def sample_balanced(
+    images: LabelledImages, *, num_images: int | None = None, images_per_class: int | None = None, seed: int
+) -> LabelledImages:
+    """Sample at random: `num_images`, spread evenly over the classes as far as each has enough, or up to
+    `images_per_class` of every class; None does not limit.
+    """
+    for name, limit in {"num_images": num_images, "images_per_class": images_per_class}.items():
+        if limit is not None and limit < 1:
+            raise DataError(f"{name} is {limit}; give a positive number, or null for all {len(images)}")
+    if (num_images is None or num_images >= len(images)) and images_per_class is None:
         return images
-    if num_images < 1:
-        raise DataError(f"num_images is {num_images}; give a positive number, or null for all {len(images)}")
     shuffled = np.random.default_rng(seed).permutation(len(images))
     labels = images.labels[shuffled]
     turn = np.empty(len(images), dtype=np.int64)  # the n-th image of its class goes in round n
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         turn[members] = np.arange(len(members))
-    return images.take(shuffled[np.argsort(turn, kind="stable")[:num_images]])
+    in_turn = shuffled[np.argsort(turn, kind="stable")]
+    if images_per_class is not None:
+        in_turn = in_turn[: np.count_nonzero(turn < images_per_class)]
+    return images.take(in_turn[:num_images])
 
 
 def refuse_overlap(evaluated: Sequence[bytes], others: Mapping[str, Sequence[bytes]]) -> None:
@@ -319,5 +327,18 @@ def make_loader(
         drop_last=drop_last,
         num_workers=num_workers,
         generator=torch.Generator().manual_seed(seed),
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def load_batches(
+    images: LabelledImages, batches: Sequence[NDArray[np.int64]], num_workers: int = 0
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """The given batches of items, in order, as `make_loader` gives them."""
+    return DataLoader(
+        images,  # type: ignore[arg-type]  # as in make_loader
+        batch_sampler=[batch.tolist() for batch in batches],
+        num_workers=num_workers,
+        generator=torch.Generator().manual_seed(0),
         pin_memory=torch.cuda.is_available(),
     )

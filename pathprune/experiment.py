@@ -1,7 +1,8 @@
 """A recipe, opened: its model, its images and its run folder, and the stages that turn one into the next.
 
 Each stage stores what it makes under the key of its inputs, so that a second run computes only what is missing. Under a
-launcher with several processes the main process computes and writes, the others read; evaluation is shared by all.
+launcher with several processes the main process computes and writes, the others read; mining and evaluation are shared
+by all.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from pathprune.data import (
     sample_balanced,
 )
 from pathprune.evaluation import Evaluation, evaluate_model
-from pathprune.mining import ClassStats, PathSet, locate_paths
+from pathprune.mining import ClassStats, MinedPaths, ShardFolder, locate_paths, mine_split, save_paths
 from pathprune.models.adapt import adapt
 from pathprune.models.checkpoint import save_pruned
 from pathprune.models.loading import LoadedModel, load_model
@@ -132,7 +133,8 @@ class Experiment:
             )
             images = self._named_alike(images)
             check_labels(images, num_classes=self.adapted.num_classes)
-            images = sample_balanced(images, num_images=number, seed=recipe.seed)
+            per_class = recipe.mine.images_per_class if use == "mine" else None
+            images = sample_balanced(images, num_images=number, images_per_class=per_class, seed=recipe.seed)
             if use == "train":
                 self._hashes[use] = images.content_hashes()
             else:
@@ -207,46 +209,63 @@ class Experiment:
     # --- stages
 
     def mined(self, tokens: Tokens) -> ClassStats:
-        """Class statistics of the paths located on the mining images; the paths go beside them."""
+        """Class statistics of the paths located on the mining images; the paths go beside them.
+
+        All processes take part. What they have finished is in `mining/` until all is.
+        """
         if tokens not in self._mined:
+            name, key = f"mined/{tokens}", self._mining_key(tokens)
 
-            def save(mined: tuple[ClassStats, PathSet], folder: Path) -> None:
-                folder.mkdir()
-                mined[0].save(folder / "stats.safetensors")
-                mined[1].save(folder / "paths.parquet")
+            def load(folder: Path) -> ClassStats:
+                return ClassStats.load(folder / "stats.safetensors")
 
-            def load(folder: Path) -> tuple[ClassStats, PathSet]:
-                return ClassStats.load(folder / "stats.safetensors"), PathSet.load(folder / "paths.parquet")
+            found = self.folder.current(name, key=key, load=load)
+            self.accelerator.wait_for_everyone()  # nobody writes before all have looked
+            if found is None:
+                shards = self._shards(tokens, key)
+                if self.folder.main:
+                    shards.prepare()
+                self.accelerator.wait_for_everyone()
+                num_shards = self._mine(tokens, shards)
+                self.accelerator.wait_for_everyone()
 
-            with self.main_first():
-                self._mined[tokens], _ = self.folder.artifact(
-                    f"mined/{tokens}",
-                    key=self._mining_key(tokens),
-                    make=lambda: self._mine(tokens),
-                    save=save,
-                    load=load,
-                )
+                def save(stats: ClassStats, folder: Path) -> None:
+                    folder.mkdir()
+                    stats.save(folder / "stats.safetensors")
+                    save_paths(shards.paths(num_shards), folder / "paths.parquet")
+
+                with self.main_first():
+                    stats = self.folder.artifact(
+                        name, key=key, make=lambda: shards.sum(num_shards), save=save, load=load
+                    )
+                found = (stats,)
+                if self.folder.main:
+                    shards.remove()
+            (self._mined[tokens],) = found
         return self._mined[tokens]
 
     def _mining_key(self, tokens: Tokens) -> str:
         settings = self.recipe.mine.model_dump(mode="json")
         return key_of(model=self.model_key, images=self.images_key("mine"), tokens=tokens, settings=settings)
 
-    def _mine(self, tokens: Tokens) -> tuple[ClassStats, PathSet]:
+    def _shards(self, tokens: Tokens, key: str) -> ShardFolder:
+        settings = self.recipe.mine.model_dump(mode="json", exclude_none=True)
+        return ShardFolder(
+            self.folder.path / "mining" / tokens,
+            key=key,
+            widths={site.name: site.width for site in self.adapted.sites},
+            class_names=self.class_names,
+            settings={**settings, "tokens": tokens},
+        )
+
+    def _mine(self, tokens: Tokens, shards: ShardFolder) -> int:
+        """Mine this process's share; returns the number of shards of all processes."""
         config, images = self.recipe.mine, self.images("mine")
-        settings = config.model_dump(mode="json")
-        about = {**{key: value for key, value in settings.items() if value is not None}, "tokens": tokens}
-        widths = {site.name: site.width for site in self.adapted.sites}
-        stats = ClassStats.empty(widths, self.class_names, about)
-        parts = []
-        batches = self.batches("mine", batch_size=config.batch_size)
-        position = 0
-        for batch, labels in TrackedBatches(batches, f"mining paths ({tokens} tokens)", len(images)):
-            indices = torch.as_tensor(images.indices[position : position + len(labels)])
-            position += len(labels)
-            mined = locate_paths(
+
+        def locate(batch: Tensor, labels: Tensor) -> MinedPaths:
+            return locate_paths(
                 self.adapted,
-                batch.to(self.accelerator.device),
+                batch,
                 labels if config.targets == "label" else None,
                 method=config.method,
                 rule=config.rule,
@@ -254,18 +273,22 @@ class Experiment:
                 top_k=config.top_k,
                 tokens=tokens,
             )
-            stats.update(mined, labels)
-            parts.append(
-                PathSet.of(
-                    mined,
-                    indices=indices,
-                    labels=labels,
-                    site_names=stats.site_names,
-                    class_names=stats.class_names,
-                    settings=about,
-                )
+
+        with image_progress(disable=not self.accelerator.is_main_process) as progress:
+            task = progress.add_task(f"mining paths ({tokens} tokens)", total=len(images), note="")
+            return mine_split(
+                self.adapted,
+                images,
+                shards,
+                locate=locate,
+                shard_size=config.shard_size,
+                batch_size=config.batch_size,
+                only_correct=config.only_correct,
+                process=self.accelerator.process_index,
+                num_processes=self.accelerator.num_processes,
+                num_workers=self.recipe.data.num_workers,
+                on_progress=lambda done: progress.update(task, completed=min(done, len(images))),
             )
-        return stats, PathSet.concat(parts)
 
     def statistics(self) -> ActivationStatistics:
         """Activation statistics of the dense model on the calibration images; with covariances if a step needs any."""

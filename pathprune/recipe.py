@@ -17,6 +17,7 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from pathprune.pruning import parse_compensation
@@ -88,6 +89,8 @@ class MineConfig(_Section):
     """How neuron paths are located (arXiv 2503.09046)."""
 
     num_images: int | None = Field(200, ge=1, description="mined images, spread evenly over classes; null: all")
+    images_per_class: int | None = Field(None, ge=1, description="up to so many of every class instead of num_images")
+    only_correct: bool = Field(False, description="leave out sampled images that the model gets wrong")
     method: Literal["jas", "activation", "influence-pattern"] = Field(
         "jas", description="joint attribution, or one of the paper's baselines"
     )
@@ -97,7 +100,19 @@ class MineConfig(_Section):
     nodes: int = Field(4, ge=1, description="quadrature nodes; published: 20")
     top_k: int = Field(1, ge=1, description="neurons per layer on a path")
     targets: Literal["label", "prediction"] = Field("label", description="the class whose probability is attributed")
-    batch_size: int = Field(16, ge=1, description="images mined together")
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        16, description="images mined together; auto: as many as fit into memory, at most shard_size"
+    )
+    shard_size: int = Field(64, ge=1, description="images per stored part: a killed run repeats at most one part")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_sample_size(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("images_per_class") is None:
+            return values
+        if values.get("num_images") is not None:
+            raise ValueError("num_images and images_per_class are both given; set one of them to null")
+        return {**values, "num_images": None}
 
 
 class ScoreConfig(_Section):

@@ -5,6 +5,7 @@ recipe.yaml                     the resolved recipe
 environment.json                versions and device
 keys.json                       artifact -> key of what it was made from
 mined/<tokens>/stats.safetensors, paths.parquet
+mining/<tokens>/                what is finished of a mining that is not
 statistics.safetensors          activation statistics of the calibration images
 scores/<criterion>.safetensors
 plans/<variant>.json
@@ -98,7 +99,8 @@ class RunFolder:
         """The recipe's sections that what is in the folder depends on; a plan or a score is cheap and binds nothing."""
         if any((self.path / name).exists() for name in ("metrics.jsonl", "pruned", "model")):
             return Recipe.model_fields.keys()
-        return ("seed", "model", "data", "mine") if (self.path / "mined").exists() else ()
+        mined = (self.path / "mined").exists() or (self.path / "mining").exists()
+        return ("seed", "model", "data", "mine") if mined else ()
 
     def artifact(
         self,
@@ -113,12 +115,10 @@ class RunFolder:
 
         One that cannot be read is made again. `save` writes a file or a folder, which appears whole or not at all.
         """
+        found = self.current(name, key=key, load=load)
+        if found:
+            return found[0]
         file = self.path / name
-        if self.is_current(name, key=key):
-            try:
-                return load(file)
-            except (SafetensorError, ValueError, KeyError, OSError) as error:
-                log.warning("%s cannot be read and is made again: %s", file, error)
         made = make()
         if self.main:
             self._forget(name)
@@ -130,6 +130,16 @@ class RunFolder:
             unfinished.rename(file)
             self._remember(name, key)
         return made
+
+    def current(self, name: str, *, key: str, load: Callable[[Path], T]) -> tuple[T] | None:
+        """Load the artifact, as a tuple of one, if it was made from these inputs and can be read."""
+        file = self.path / name
+        if self.is_current(name, key=key):
+            try:
+                return (load(file),)
+            except (SafetensorError, ValueError, KeyError, OSError) as error:
+                log.warning("%s cannot be read and is made again: %s", file, error)
+        return None
 
     def forget_unused(self, *folders: str) -> None:
         """Delete artifacts of these folders that this run did not use: those of a recipe that was overwritten."""

@@ -129,6 +129,15 @@ def test_sampling_is_balanced_seeded_and_without_repeats() -> None:
     assert len(sample_balanced(images, num_images=None, seed=1)) == 30
 
 
+def test_sampling_per_class_takes_what_there_is_of_rare_classes() -> None:
+    images = read_split(lambda _: rows([*range(30), 30, 33, 36]), "train")  # 13, 10 and 10 of each class
+    sample = sample_balanced(images.take(np.flatnonzero(images.indices > 20)), images_per_class=5, seed=1)
+    assert np.bincount(sample.labels).tolist() == [5, 3, 3]
+    assert sample.indices.min() > 20
+    with pytest.raises(DataError, match="images_per_class is 0"):
+        sample_balanced(images, images_per_class=0, seed=1)
+
+
 def test_overlap_is_found_by_content_whatever_the_splits_are_called() -> None:
     train, test = read_split(lambda _: rows(range(10)), "train"), read_split(lambda _: rows(range(8, 14)), "test")
     with pytest.raises(DataError, match="2 of the 10 images used to mine"):

@@ -19,6 +19,7 @@ from pathprune import comparison, experiment, pipeline
 from pathprune.data import DataError
 from pathprune.evaluation import LatencyResult
 from pathprune.experiment import Variant, label
+from pathprune.mining import ClassStats, PathSet
 from pathprune.models.adapt import adapt
 from pathprune.models.checkpoint import load_pruned, save_pruned
 from pathprune.pipeline import (
@@ -105,9 +106,10 @@ def test_an_interrupted_run_keeps_what_is_finished(folder: Path, monkeypatch: py
 
 
 def test_two_processes_find_what_one_finds(folder: Path) -> None:
-    alone = run_recipe(tiny_recipe(folder))
+    mine = {"num_images": 7, "nodes": 2, "batch_size": 2, "shard_size": 2}  # four shards, of which the last is short
+    alone = run_recipe(tiny_recipe(folder, mine=mine))
     recipe = folder / "shared.yaml"
-    recipe.write_text(tiny_recipe(folder, output=str(folder / "shared")).to_yaml(), encoding="utf-8")
+    recipe.write_text(tiny_recipe(folder, mine=mine, output=str(folder / "shared")).to_yaml(), encoding="utf-8")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     settings = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     command = [*launch, *settings, "-m", "pathprune", "run", str(recipe)]
@@ -117,6 +119,17 @@ def test_two_processes_find_what_one_finds(folder: Path) -> None:
         assert two["variant_id"] == one["variant_id"]
         assert (two["num_images"], two["top1"], two["per_class"]) == (one["num_images"], one["top1"], one["per_class"])
         assert two["nll"] == pytest.approx(one["nll"], rel=1e-6)
+    for tokens in ("all", "class"):
+        first, second = (folder / name / "mined" / tokens for name in ("run", "shared"))
+        ours, theirs = PathSet.load(first / "paths.parquet"), PathSet.load(second / "paths.parquet")
+        assert torch.equal(ours.indices, theirs.indices)
+        assert torch.equal(ours.paths, theirs.paths)
+        one, two = ClassStats.load(first / "stats.safetensors"), ClassStats.load(second / "stats.safetensors")
+        assert one.num_images.tolist() == two.num_images.tolist()
+        assert one.num_images.sum() == 7
+        for kind in ("count", "mass", "published-mass"):
+            torch.testing.assert_close(one.sums(kind), two.sums(kind), rtol=1e-6, atol=0)
+    assert not list((folder / "shared" / "mining").iterdir())
 
 
 def test_covariances_are_collected_once_and_only_for_a_recipe_that_needs_them(
@@ -201,6 +214,27 @@ def test_a_changed_model_is_noticed(folder: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(experiment, "locate_paths", refuse)
     with pytest.raises(AssertionError, match="computed again"):
         mine_recipe(tiny_recipe(folder))
+
+
+def test_interrupted_mining_goes_on_where_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, calls = {"num_images": 12, "nodes": 2, "batch_size": 3, "shard_size": 3}, []
+    locate = experiment.locate_paths
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args[2].tolist())
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return locate(*args, **kwargs)
+
+    monkeypatch.setattr(experiment, "locate_paths", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        mine_recipe(tiny_recipe(folder, mine=mine))
+    (stats,) = mine_recipe(tiny_recipe(folder, mine=mine, score={"criteria": ["path"]}), overwrite=True)
+    assert len(calls) == 3 + 2
+    assert calls[3] == calls[2]
+    assert ClassStats.load(stats).num_images.tolist() == [4, 4, 4]
+    monkeypatch.setattr(experiment, "locate_paths", refuse)
+    mine_recipe(tiny_recipe(folder, mine=mine, score={"criteria": ["path"]}))
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "recipe.yaml"])

@@ -113,6 +113,14 @@ def test_python_objects_in_yaml_are_not_made(tmp_path: Path) -> None:
         load_recipe(written(tmp_path, "name: !!python/object/apply:os.getcwd []"))
 
 
+def test_images_to_mine_are_counted_in_one_way(tmp_path: Path) -> None:
+    recipe = parse_recipe({"name": "x", "mine": {"images_per_class": 5, "batch_size": "auto"}})
+    assert (recipe.mine.num_images, recipe.mine.images_per_class, recipe.mine.batch_size) == (None, 5, "auto")
+    assert load_recipe(written(tmp_path, recipe.to_yaml())) == recipe
+    with pytest.raises(RecipeError, match="num_images and images_per_class are both given; set one of them to null"):
+        parse_recipe({"name": "x", "mine": {"images_per_class": 5, "num_images": 50}})
+
+
 def test_a_recipe_is_frozen() -> None:
     recipe: Any = parse_recipe({"name": "x"})
     with pytest.raises(ValueError, match="frozen"):

@@ -2,8 +2,10 @@
 
 from pathprune.mining.attribution import Objective
 from pathprune.mining.locate import METHODS, TOKENS, locate_paths
-from pathprune.mining.paths import KINDS, ClassStats, MinedPaths, PathSet, per_layer
+from pathprune.mining.paths import KINDS, ClassStats, MinedPaths, PathSet, per_layer, save_paths
 from pathprune.mining.quadrature import RULES
+from pathprune.mining.shards import ShardFolder
+from pathprune.mining.split import mine_split
 
 __all__ = [
     "KINDS",
@@ -14,6 +16,9 @@ __all__ = [
     "MinedPaths",
     "Objective",
     "PathSet",
+    "ShardFolder",
     "locate_paths",
+    "mine_split",
     "per_layer",
+    "save_paths",
 ]

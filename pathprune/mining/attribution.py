@@ -59,6 +59,7 @@ class Prefix:
     """The model with every layer before `block` clamped at its chosen neurons, opened at `block`.
 
     `m` and `u` are `open_block`'s results; `dm` and `du` their derivatives along +1 on every chosen clamped value.
+    Those of the last block have the readout rows only, as nothing reads the others.
     """
 
     block: int
@@ -72,7 +73,8 @@ class Prefix:
 class JointAttribution:
     """The integrals ∫ ∂p/∂v dα of one batch of images, where layers of `adapted` are clamped to `v(α)`.
 
-    `rows` are the clamped tokens, None for all of them. `autocast` makes the context that block passes run in.
+    `rows` are the clamped tokens, `readout` those that the head reads; None for all of them. `autocast` makes the
+    context that block passes run in.
     """
 
     adapted: AdaptedModel
@@ -81,11 +83,14 @@ class JointAttribution:
     alpha_M: Tensor
     weight_M: Tensor
     rows: Tensor | None
+    readout: Tensor | None
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def start(self) -> Prefix:
         """Block 0 opened, nothing clamped: the same at every node."""
-        m, u = (opened.repeat(len(self.alpha_M), 1, 1) for opened in self.clean.opened)
+        rows = self._rows_read_from(0)
+        read = (opened if rows is None else opened[:, rows] for opened in self.clean.opened)
+        m, u = (opened.repeat(len(self.alpha_M), 1, 1) for opened in read)
         return Prefix(0, m, u, torch.zeros_like(m), torch.zeros_like(u))
 
     def layer_gradients(self, prefix: Prefix) -> tuple[Tensor, Tensor]:
@@ -97,9 +102,7 @@ class JointAttribution:
         step = torch.zeros_like(v[:, :1, :1]).requires_grad_()
         with torch.enable_grad(), self.autocast():
             m = _moved(prefix.m_NTD, step, prefix.dm_NTD)
-            u = v.to(prefix.u_NTW.dtype)
-            if self.rows is not None:
-                u = _moved(prefix.u_NTW, step, prefix.du_NTW).index_copy(1, self.rows, u)
+            u = self._clamped(prefix.block, _moved(prefix.u_NTW, step, prefix.du_NTW), v)
             p_N = self._suffix(prefix.block, m, u)
             grad_v, grad_step = torch.autograd.grad(p_N.sum(), (v, step))
         return self.integrated(grad_v), self.integrated(grad_step).flatten()
@@ -109,7 +112,7 @@ class JointAttribution:
         block = prefix.block
 
         def to_next_block(m: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-            return self.adapted.open_block(block + 1, self.adapted.close_block(block, m, u))
+            return self._open(block + 1, self.adapted.close_block(block, m, u))
 
         (m, u), (dm, du) = self._along_path(to_next_block, prefix, chosen_Bk)
         return Prefix(block + 1, m, u, dm, du)
@@ -153,25 +156,35 @@ class JointAttribution:
         """From block `block`, opened, to the objective: `m` `[N, T, D]`, `u` `[N, T, W]` -> `[N]`."""
         h = self.adapted.close_block(block, m, u)
         for later in range(block + 1, len(self.adapted.sites)):
-            h = self.adapted.close_block(later, *self.adapted.open_block(later, h))
+            h = self.adapted.close_block(later, *self._open(later, h))
         return self.value(h)
+
+    def _open(self, block: int, h: Tensor) -> tuple[Tensor, Tensor]:
+        return self.adapted.open_block(block, h, self._rows_read_from(block))
+
+    def _rows_read_from(self, block: int) -> Tensor | None:
+        """The rows of a block's results that something later reads; None for all of them."""
+        return self.readout if block == len(self.adapted.sites) - 1 else None
 
     def _along_path(self, function: Callable[[Tensor, Tensor], T], prefix: Prefix, chosen_Bk: Tensor) -> tuple[T, T]:
         """`function(m, u)` with the chosen neurons of the open block clamped too, and its derivative along the path."""
-        a_BRW = self.clean.values[prefix.block]
+        block, a_BRW = prefix.block, self.clean.values[prefix.block]
         chosen_BW = torch.zeros_like(a_BRW[:, 0], dtype=torch.bool).scatter(1, chosen_Bk, True)
         chosen_BRW = chosen_BW[:, None].expand_as(a_BRW)
         v = torch.where(chosen_BRW, self.alpha_M[:, None, None, None] * a_BRW, a_BRW).flatten(0, 1)
         dv = chosen_BRW.repeat(len(self.alpha_M), 1, 1)
-        u, du = self._clamped(prefix.u_NTW, v), self._clamped(prefix.du_NTW, dv)
+        u, du = self._clamped(block, prefix.u_NTW, v), self._clamped(block, prefix.du_NTW, dv)
         with self.autocast(), _forward_mode():
             result = torch.func.jvp(function, (prefix.m_NTD, u), (prefix.dm_NTD, du))
         return result[0], result[1]
 
-    def _clamped(self, u_NTW: Tensor, v_NRW: Tensor) -> Tensor:
-        """The hidden rows, with those of the clamped tokens replaced."""
+    def _clamped(self, block: int, u_NTW: Tensor, v_NRW: Tensor) -> Tensor:
+        """The hidden rows of an open block, with those of the clamped tokens replaced."""
         v = v_NRW.to(u_NTW.dtype)
-        return v if self.rows is None else u_NTW.index_copy(1, self.rows, v)
+        read = self._rows_read_from(block)
+        if self.rows is None:
+            return v if read is None else v[:, read]
+        return u_NTW.index_copy(1, self.rows, v) if read is None else v  # clamped are the rows that are read
 
 
 @contextmanager

@@ -64,7 +64,8 @@ def locate_paths(
     device = model_device(adapted.model)
     images = _checked_images(adapted, images).to(device)
     exact = at_least_float32(images.dtype)
-    rows = torch.tensor(adapted.readout, device=device) if tokens == "class" else None
+    readout = torch.tensor(adapted.readout, device=device) if adapted.readout else None
+    rows = readout if tokens == "class" else None
     autocast: Callable[[], AbstractContextManager[object]] = (
         nullcontext if dtype is None else partial(torch.autocast, device.type, dtype)
     )
@@ -78,6 +79,7 @@ def locate_paths(
             alpha_M.to(device, exact),
             weight_M.to(device, exact),
             rows,
+            readout,
             autocast,
         )
         if method == "jas":

@@ -1,20 +1,16 @@
 """What mining yields: the paths of a batch (`MinedPaths`) or split (`PathSet`), and sums per class (`ClassStats`).
 
-The two records on disk carry a JSON description (schema version, site names, class names, settings) beside their data:
-in the safetensors metadata of class statistics and in the parquet metadata of a path set, under the key `pathprune`.
+On disk both carry their description beside their data, see `pathprune.mining.records`.
 """
 
 # B images of a batch, N images of a split, K classes, L layers, W neurons of a layer, k neurons chosen in a layer
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -23,10 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-SCHEMA_VERSION = 1
-KINDS = ("count", "mass", "published-mass")
+from pathprune.mining.records import Settings, check_same_mining, described, description, written_whole
 
-Settings = Mapping[str, str | int]
+KINDS = ("count", "mass", "published-mass")
+COLUMNS = ("indices", "labels", "predictions", "targets", "jas", "paths")  # of a path set
 
 
 @dataclass(frozen=True)
@@ -109,9 +105,16 @@ class ClassStats:
         for published, scores_BW in zip(self.published_mass, per_layer(mined.scores), strict=True):
             published.index_add_(0, labels, normalised(scores_BW.to("cpu", torch.float64)))
 
+    def add_classes(self, classes: Tensor, other: ClassStats) -> None:
+        """Add, in place, the statistics of some classes only: row `i` of `other` is of class `classes[i]` (int64)."""
+        self.num_images.index_add_(0, classes, other.num_images)
+        for kind in KINDS:
+            for ours, theirs in zip(self.sums(kind), other.sums(kind), strict=True):
+                ours.index_add_(0, classes, theirs)
+
     def __add__(self, other: ClassStats) -> ClassStats:
         """The statistics of both sets of images."""
-        _check_same_mining(self, other)
+        check_same_mining(self, other)
         return replace(
             self,
             num_images=self.num_images + other.num_images,
@@ -138,27 +141,35 @@ class ClassStats:
 
     def save(self, file: Path | str) -> None:
         """Write the safetensors file, all or nothing."""
-        tensors = {"num_images": self.num_images}
-        for kind in KINDS:
-            tensors |= {f"{kind}.{site}": sums for site, sums in zip(self.site_names, self.sums(kind), strict=True)}
-        with _written_whole(Path(file)) as part:
-            save_file(tensors, part, {"pathprune": _description(self)})
+        with written_whole(Path(file)) as part:
+            save_file(self.tensors(), part, {"pathprune": description(self)})
 
     @classmethod
     def load(cls, file: Path | str) -> ClassStats:
         """Read a file that `save` wrote. Raises `ValueError` for anything else and for another schema version."""
         try:
             with safe_open(file, framework="pt") as opened:
-                described = _described((opened.metadata() or {}).get("pathprune"), file, "class statistics")
-                sites = tuple(described["site_names"])
-                count, mass, published_mass = (
-                    tuple(opened.get_tensor(f"{kind}.{site}") for site in sites) for kind in KINDS
-                )
-                num_images = opened.get_tensor("num_images")
+                about = described((opened.metadata() or {}).get("pathprune"), file, "class statistics")
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
         except SafetensorError as error:
             raise ValueError(f"{file} does not hold class statistics: {error}") from error
-        class_names, settings = tuple(described["class_names"]), described["settings"]
-        return cls(sites, class_names, num_images, count, mass, published_mass, settings)
+        return cls.of_tensors(tensors, about["site_names"], about["class_names"], about["settings"])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the file holds, by name."""
+        tensors = {"num_images": self.num_images}
+        for kind in KINDS:
+            tensors |= {f"{kind}.{site}": sums for site, sums in zip(self.site_names, self.sums(kind), strict=True)}
+        return tensors
+
+    @classmethod
+    def of_tensors(
+        cls, tensors: Mapping[str, Tensor], site_names: Sequence[str], class_names: Sequence[str], settings: Settings
+    ) -> ClassStats:
+        """What `tensors()` gave, read back."""
+        count, mass, published_mass = (tuple(tensors[f"{kind}.{site}"] for site in site_names) for kind in KINDS)
+        num_images = tensors["num_images"]
+        return cls(tuple(site_names), tuple(class_names), num_images, count, mass, published_mass, settings)
 
 
 @dataclass(frozen=True)
@@ -178,6 +189,14 @@ class PathSet:
     jas: Tensor  # float64 [N]
     paths: Tensor  # int64 [N, L, k]
     settings: Settings = field(default_factory=dict)  # how the paths were mined
+
+    @classmethod
+    def empty(cls, site_names: Iterable[str], class_names: Sequence[str], settings: Settings | None = None) -> PathSet:
+        """No images yet."""
+        none = torch.zeros(0, dtype=torch.int64)
+        sites = tuple(site_names)
+        paths = none.view(0, len(sites), 0)
+        return cls(sites, tuple(class_names), none, none, none, none, none.double(), paths, dict(settings or {}))
 
     @classmethod
     def of(
@@ -211,22 +230,52 @@ class PathSet:
         if not parts:
             raise ValueError("no path sets to join; at least one is needed")
         for part in parts[1:]:
-            _check_same_mining(parts[0], part)
-        return replace(
-            parts[0],
-            indices=torch.cat([part.indices for part in parts]),
-            labels=torch.cat([part.labels for part in parts]),
-            predictions=torch.cat([part.predictions for part in parts]),
-            targets=torch.cat([part.targets for part in parts]),
-            jas=torch.cat([part.jas for part in parts]),
-            paths=torch.cat([part.paths for part in parts]),
-        )
+            check_same_mining(parts[0], part)
+        columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in COLUMNS}
+        return cls.of_tensors(columns, parts[0].site_names, parts[0].class_names, parts[0].settings)
+
+    @classmethod
+    def of_tensors(
+        cls, tensors: Mapping[str, Tensor], site_names: Sequence[str], class_names: Sequence[str], settings: Settings
+    ) -> PathSet:
+        """What `tensors()` gave, read back."""
+        columns = {name: tensors[name] for name in COLUMNS}
+        return cls(site_names=tuple(site_names), class_names=tuple(class_names), settings=settings, **columns)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The columns, by name."""
+        return {name: getattr(self, name) for name in COLUMNS}
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def save(self, file: Path | str) -> None:
         """Write the parquet file, all or nothing."""
+        save_paths([self], file)
+
+    @classmethod
+    def load(cls, file: Path | str) -> PathSet:
+        """Read a file that `save` wrote. Raises `ValueError` for anything else and for another schema version."""
+        table = pyarrow.parquet.read_table(file)
+        text = (table.schema.metadata or {}).get(b"pathprune")
+        about = described(text.decode() if text else None, file, "a path set")
+
+        column = {name: table[name].combine_chunks() for name in table.column_names}
+        num_layers = table.schema.field("path").type.list_size
+        return cls(
+            site_names=tuple(about["site_names"]),
+            class_names=tuple(about["class_names"]),
+            indices=torch.tensor(column["index"].to_numpy()),
+            labels=torch.tensor(column["label"].to_numpy()),
+            predictions=torch.tensor(column["prediction"].to_numpy()),
+            targets=torch.tensor(column["target"].to_numpy()),
+            jas=torch.tensor(column["jas"].to_numpy()),
+            paths=torch.tensor(column["path"].flatten().flatten().to_numpy()).view(len(table), num_layers, -1),
+            settings=about["settings"],
+        )
+
+    def table(self) -> pyarrow.Table:
+        """The rows of the parquet file."""
         _, num_layers, num_chosen = self.paths.shape
         chosen = pyarrow.FixedSizeListArray.from_arrays(self.paths.flatten().numpy(), num_chosen)
         columns = {
@@ -237,62 +286,22 @@ class PathSet:
             "jas": self.jas.numpy(),
             "path": pyarrow.FixedSizeListArray.from_arrays(chosen, num_layers),
         }
-        table = pyarrow.table(columns, metadata={"pathprune": _description(self)})
-        with _written_whole(Path(file)) as part:
-            pyarrow.parquet.write_table(table, part)
-
-    @classmethod
-    def load(cls, file: Path | str) -> PathSet:
-        """Read a file that `save` wrote. Raises `ValueError` for anything else and for another schema version."""
-        table = pyarrow.parquet.read_table(file)
-        text = (table.schema.metadata or {}).get(b"pathprune")
-        described = _described(text.decode() if text else None, file, "a path set")
-
-        column = {name: table[name].combine_chunks() for name in table.column_names}
-        num_layers = table.schema.field("path").type.list_size
-        return cls(
-            site_names=tuple(described["site_names"]),
-            class_names=tuple(described["class_names"]),
-            indices=torch.tensor(column["index"].to_numpy()),
-            labels=torch.tensor(column["label"].to_numpy()),
-            predictions=torch.tensor(column["prediction"].to_numpy()),
-            targets=torch.tensor(column["target"].to_numpy()),
-            jas=torch.tensor(column["jas"].to_numpy()),
-            paths=torch.tensor(column["path"].flatten().flatten().to_numpy()).view(len(table), num_layers, -1),
-            settings=described["settings"],
-        )
+        return pyarrow.table(columns, metadata={"pathprune": description(self)})
 
 
-def _check_same_mining(first: ClassStats | PathSet, second: ClassStats | PathSet) -> None:
-    for name in ("site_names", "class_names", "settings"):
-        ours, theirs = getattr(first, name), getattr(second, name)
-        if ours != theirs:
-            raise ValueError(f"cannot join records of different {name}: {ours} and {theirs}")
+def save_paths(parts: Iterable[PathSet], file: Path | str) -> None:
+    """Write the images of all `parts` (at least one), in order, as one parquet file, all or nothing.
 
-
-def _description(record: ClassStats | PathSet) -> str:
-    names = {"site_names": record.site_names, "class_names": record.class_names}
-    return json.dumps({"schema": SCHEMA_VERSION, **names, "settings": dict(record.settings)})
-
-
-def _described(text: str | None, file: Path | str, expected: str) -> dict[str, Any]:
-    if text is None:
-        raise ValueError(f"{file} does not hold {expected}: its metadata has no 'pathprune' entry")
-    described: dict[str, Any] = json.loads(text)
-    if described["schema"] != SCHEMA_VERSION:
-        raise ValueError(
-            f"{file} holds {expected} of schema version {described['schema']}, but this pathprune reads version "
-            f"{SCHEMA_VERSION}; mine again, or install the pathprune that wrote it"
-        )
-    return described
-
-
-@contextmanager
-def _written_whole(file: Path) -> Iterator[Path]:
-    """A path to write to that takes `file`'s place when all went well, and is removed otherwise."""
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        yield part
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+    One part is in memory at a time.
+    """
+    remaining = iter(parts)
+    first = next(remaining, None)
+    if first is None:
+        raise ValueError("no paths to save; at least one image is needed")
+    with (
+        written_whole(Path(file)) as unfinished,
+        pyarrow.parquet.ParquetWriter(unfinished, first.table().schema) as writer,
+    ):
+        for part in chain([first], remaining):
+            check_same_mining(first, part)
+            writer.write_table(part.table())

@@ -54,8 +54,11 @@ class AdaptedModel(Protocol):
 
     def stem(self, images: Tensor) -> Tensor: ...
 
-    def open_block(self, index: int, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Run block `index` up to its MLP's hidden layer: `h` -> what the hidden rows will be added to, hidden rows."""
+    def open_block(self, index: int, h: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Run block `index` up to its MLP's hidden layer: `h` -> what the hidden rows will be added to, hidden rows.
+
+        `rows` (int64) asks for those tokens' rows alone of both; the block still attends to all of `h`.
+        """
 
     def close_block(self, index: int, m: Tensor, u: Tensor) -> Tensor:
         """Finish block `index` from `open_block`'s results; `u` may have been replaced in between."""
@@ -66,7 +69,8 @@ class AdaptedModel(Protocol):
         None for a block of another form, such as one with a norm after its MLP.
         """
 
-    def head(self, h: Tensor) -> Tensor: ...
+    def head(self, h: Tensor) -> Tensor:
+        """The logits of the last block's output: of all its rows, or of the rows in `readout` alone, in their order."""
 
     def refresh(self) -> AdaptedModel:
         """Return the same view of the same model, with sites read again (after surgery)."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from timm.layers.attention import Attention
 from torch import Tensor, nn
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 from pathprune.models.seam import NeuronSite
 
@@ -29,9 +31,11 @@ class TimmViT:
         h: Tensor = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
         return h
 
-    def open_block(self, index: int, h: Tensor) -> tuple[Tensor, Tensor]:
+    def open_block(self, index: int, h: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         block = self.model.blocks[index]
-        m = h + block.drop_path1(block.ls1(block.attn(block.norm1(h))))
+        x = block.norm1(h)
+        attended, h = (block.attn(x), h) if rows is None else (_attended_rows(block.attn, x, rows), h[:, rows])
+        m = h + block.drop_path1(block.ls1(attended))
         mlp = block.mlp
         return m, mlp.norm(mlp.drop1(mlp.act(mlp.fc1(block.norm2(m)))))
 
@@ -84,6 +88,23 @@ def _block_difference(block: Any) -> str | None:
     if not isinstance(block.mlp.norm, nn.Identity):
         return f"has a {type(block.mlp).__name__} with a norm between fc1 and fc2"
     return None
+
+
+def _attended_rows(attn: Any, x: Tensor, rows: Tensor) -> Tensor:
+    """`attn(x)[:, rows]`, with queries for those rows alone where it is timm's plain attention, in eval mode."""
+    plain = type(attn) is Attention and type(attn.qkv) is nn.Linear and getattr(attn, "gate", None) is None
+    if not plain or attn.training:
+        attended: Tensor = attn(x)[:, rows]
+        return attended
+    dim = attn.qkv.out_features // 3
+    w_q, w_kv = attn.qkv.weight.split((dim, 2 * dim))
+    b_q, b_kv = (None, None) if attn.qkv.bias is None else attn.qkv.bias.split((dim, 2 * dim))
+    num_images, num_tokens, _ = x.shape
+    q = linear(x[:, rows], w_q, b_q).view(num_images, len(rows), attn.num_heads, -1).transpose(1, 2)
+    k, v = linear(x, w_kv, b_kv).view(num_images, num_tokens, 2, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+    mixed = scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v, scale=attn.scale)
+    projected: Tensor = attn.proj(attn.norm(mixed.transpose(1, 2).flatten(2)))
+    return projected
 
 
 def _readout(model: Any) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ import copy
 import pytest
 import timm
 import torch
+from timm.layers.attention import Attention
 from torch import nn
 
 from pathprune.models.adapt import adapt, evaluating, model_device
@@ -25,10 +26,10 @@ FAMILIES = {
 }
 
 
-def make(name: str) -> nn.Module:
+def make(name: str, **more: object) -> nn.Module:
     architecture, args, _ = FAMILIES[name]
     torch.manual_seed(0)
-    model = timm.create_model(architecture, **{**TINY, **args}).double().eval()
+    model = timm.create_model(architecture, **{**TINY, **args, **more}).double().eval()
     for parameter in model.parameters():  # timm zeroes biases and class tokens: a step left out would not be seen
         nn.init.normal_(parameter, std=0.3)
     return model
@@ -63,6 +64,36 @@ def test_the_readout_is_the_tokens_that_the_head_reads(name):
         assert read == adapted.readout
     else:
         assert len(read) == 16  # every patch token
+
+
+class DoubledAttention(Attention):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        *[(name, {}) for name in FAMILIES],
+        ("vit", {"qk_norm": True, "qkv_bias": False}),
+        ("vit", {"scale_attn_norm": True}),
+        ("vit", {"attn_layer": DoubledAttention}),
+        ("vit", {"attn_drop_rate": 0.5}),
+    ],
+)
+def test_rows_asked_for_alone_are_those_of_the_whole_block(name, args):
+    model = make(name, **args)
+    adapted = adapt(model)
+    h = adapted.stem(torch.randn(2, 3, 32, 32, dtype=torch.float64))
+    rows = torch.tensor(adapted.readout or (3, 1))
+    last = len(adapted.sites) - 1
+    whole = adapted.open_block(last, h)
+    alone = adapted.open_block(last, h, rows)
+    for part, expected in zip(alone, whole, strict=True):
+        torch.testing.assert_close(part, expected[:, rows], rtol=1e-12, atol=1e-12)
+    if adapted.readout:
+        read = adapted.head(adapted.close_block(last, *alone))
+        torch.testing.assert_close(read, adapted.head(adapted.close_block(last, *whole)), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -1,0 +1,159 @@
+"""Shards: what a mining run has finished, one file per fixed number of images, so that a killed run goes on from there.
+
+A shard is on the disk whole or not at all. It carries the schema version, the key of what it was mined from (model,
+images, settings) and a checksum of its content; one that does not hold what it should is named, and mined again.
+
+<folder>/00000.safetensors    `num_images`, `count.<site>`, `mass.<site>`, `published-mass.<site>` of the classes that
+                              occur (`classes`), and `indices`, `labels`, `predictions`, `targets`, `jas`, `paths`
+"""
+
+# C classes that occur in a shard, K classes, W_l neurons of layer l
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pathprune.mining.paths import ClassStats, PathSet
+from pathprune.mining.records import SCHEMA_VERSION, Settings, written_whole
+
+log = logging.getLogger(__name__)
+
+
+class ShardError(ValueError):
+    """A shard's file does not hold what this run would have written there."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The paths of a shard's images, and their statistics for those classes alone that occur among them."""
+
+    classes: Tensor  # int64 [C], ascending
+    stats: ClassStats  # row i of its [C, W_l] is of class classes[i]
+    paths: PathSet
+
+
+@dataclass(frozen=True)
+class ShardFolder:
+    """The shards of one mining run. `key` stands for all that the result depends on; equal keys, equal results.
+
+    `widths` maps every site's name to its number of neurons, in the order of the layers.
+    """
+
+    path: Path
+    key: str
+    widths: Mapping[str, int]
+    class_names: Sequence[str]
+    settings: Settings = field(default_factory=dict)
+
+    def file(self, number: int) -> Path:
+        return self.path / f"{number:05d}.safetensors"
+
+    def prepare(self) -> None:
+        """Make the folder, and remove what a killed process was writing and what other inputs gave.
+
+        For one process to call, before any other begins.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        for unfinished in self.path.glob(".*.part"):
+            unfinished.unlink()
+        foreign = [file for file in sorted(self.path.glob("*.safetensors")) if not self._is_ours(file)]
+        for file in foreign:
+            file.unlink()
+        if foreign:
+            log.warning(
+                "%d of the shards in %s were not mined from this model, these images and settings (%s …): removed",
+                *(len(foreign), self.path, foreign[0].name),
+            )
+
+    def num_finished(self) -> int:
+        """How many shards are there, unread."""
+        return sum(1 for _ in self.path.glob("*.safetensors"))
+
+    def is_finished(self, number: int) -> bool:
+        """Whether the shard is there and sound; one that is not sound is named and removed."""
+        if not self.file(number).exists():
+            return False
+        try:
+            self.read(number)
+        except ShardError as error:
+            log.warning("%s; its images are mined again", error)
+            self.file(number).unlink()
+            return False
+        return True
+
+    def write(self, number: int, shard: Shard) -> None:
+        """Store a finished shard, all or nothing."""
+        tensors = {"classes": shard.classes, **shard.stats.tensors(), **shard.paths.tensors()}
+        about = {"schema": str(SCHEMA_VERSION), "key": self.key, "checksum": _checksum(tensors, self.key)}
+        with written_whole(self.file(number)) as part:
+            save_file(tensors, part, about)
+
+    def read(self, number: int) -> Shard:
+        """Read a shard; raises `ShardError` unless it is exactly what `write` stored under this key."""
+        file = self.file(number)
+        try:
+            with safe_open(file, framework="pt") as opened:
+                about = opened.metadata() or {}
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+        except (SafetensorError, OSError) as error:
+            raise ShardError(f"shard {file} is truncated or no shard ({error})") from error
+        if about.get("schema") != str(SCHEMA_VERSION) or about.get("key") != self.key:
+            raise ShardError(f"shard {file} was mined from another model, other images or settings")
+        if about.get("checksum") != _checksum(tensors, self.key):
+            raise ShardError(f"shard {file} was altered: its checksum does not fit its content")
+        sites = tuple(self.widths)
+        names = [self.class_names[index] for index in tensors["classes"].tolist()]
+        return Shard(
+            tensors["classes"],
+            ClassStats.of_tensors(tensors, sites, names, self.settings),
+            PathSet.of_tensors(tensors, sites, self.class_names, self.settings),
+        )
+
+    def sum(self, num_shards: int) -> ClassStats:
+        """The statistics of all shards, summed in their order, one in memory at a time.
+
+        Raises `ShardError` where a shard is missing or unsound.
+        """
+        stats = ClassStats.empty(self.widths, self.class_names, self.settings)
+        for number in range(num_shards):
+            shard = self.read(number)
+            stats.add_classes(shard.classes, shard.stats)
+        return stats
+
+    def paths(self, num_shards: int) -> Iterator[PathSet]:
+        """The paths of all shards that have any, in their order; raises as `sum` does."""
+        for number in range(num_shards):
+            shard = self.read(number)
+            if len(shard.paths):
+                yield shard.paths
+
+    def remove(self) -> None:
+        """Remove the shards, once what they were merged into is stored."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _is_ours(self, file: Path) -> bool:
+        """Whether the file claims this key; content is checked by `read`, and a broken file is named there."""
+        try:
+            with safe_open(file, framework="pt") as opened:
+                about = opened.metadata() or {}
+        except (SafetensorError, OSError):
+            return True
+        return about.get("key") == self.key
+
+
+def _checksum(tensors: Mapping[str, Tensor], key: str) -> str:
+    digest = hashlib.blake2b(key.encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
