@@ -21,9 +21,10 @@ from pathprune.evaluation import (
     speedup,
     top1_ci,
 )
-from pathprune.experiment import Experiment, Variant
+from pathprune.experiment import Experiment
 from pathprune.pruning import PrunePlan, prune
 from pathprune.runs import key_of
+from pathprune.variants import Variant
 
 
 def dense_row(experiment: Experiment, evaluation: Evaluation) -> dict[str, Any]:

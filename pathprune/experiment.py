@@ -8,14 +8,12 @@ by all.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -23,58 +21,26 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, InitProcessGroupKwargs, set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from pathprune.data import (
-    LabelledImages,
-    check_labels,
-    evaluation_transform,
-    make_loader,
-    open_source,
-    read_split,
-    refuse_overlap,
-    sample_balanced,
-)
 from pathprune.evaluation import Evaluation, evaluate_model
 from pathprune.mining import ClassStats, MinedPaths, ShardFolder, locate_paths, mine_split, save_paths
 from pathprune.models.adapt import adapt
 from pathprune.models.checkpoint import save_pruned
 from pathprune.models.loading import LoadedModel, load_model
 from pathprune.models.seam import AdaptedModel
-from pathprune.progress import TrackedBatches, image_progress
+from pathprune.progress import image_progress
 from pathprune.pruning import PrunePlan, make_plan, prune
-from pathprune.pruning.compensation import Compensation, parse_compensation
+from pathprune.pruning.compensation import parse_compensation
 from pathprune.recipe import Recipe, RecipeError
 from pathprune.runs import RunFolder, key_of
 from pathprune.scoring import ActivationStatistics, Criterion, Scores, ScoringContext, collect_statistics, score
 from pathprune.scoring.criteria import Tokens, parse_criterion
-
-log = logging.getLogger(__name__)
+from pathprune.splits import Splits
+from pathprune.variants import Variant, label
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")  # timm's
-Use = Literal["mine", "calibrate", "train", "evaluate"]
 
 ARTIFACT_VERSION = 1  # raised when artifacts are computed otherwise, so that those of older versions are not reused
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One pruned model of the comparison: which neurons go, how many, and what is done to the others."""
-
-    criterion: Criterion
-    compensation: Compensation
-    budget: float  # fraction of all MLP neurons to remove
-
-    @property
-    def id(self) -> str:
-        """Unique within a recipe; also a file name."""
-        return f"{label(self.criterion)}--{label(self.compensation)}--{self.budget}"
-
-
-def label(step: Criterion | Compensation) -> str:
-    """The registered name, with a short hash of the options where they are not the defaults: fit for a file's name."""
-    options = step.model_dump(mode="json", exclude_defaults=True)
-    return f"{step.name}-{key_of(**options)[:8]}" if options else step.name
 
 
 class Experiment:
@@ -97,9 +63,12 @@ class Experiment:
         self.data_config = _overlaid(self.loaded.data_config, recipe.model.data_config)
         if self.data_config["input_size"][0] != 3:
             raise ValueError(f"the model takes {self.data_config['input_size'][0]} channels; only RGB images are read")
-        self._source = open_source(recipe.data.source, config=recipe.data.config, revision=recipe.data.revision)
-        self._images: dict[Use, LabelledImages] = {}
-        self._hashes: dict[Use, list[bytes]] = {}
+        self.splits = Splits(
+            recipe,
+            num_classes=self.adapted.num_classes,
+            model_names=self.loaded.class_names,
+            data_config=self.data_config,
+        )
         self._mined: dict[Tokens, ClassStats] = {}
         self._statistics: ActivationStatistics | None = None
         self.folder = RunFolder(recipe.folder, main=self.accelerator.is_main_process)
@@ -109,81 +78,6 @@ class Experiment:
     def main_first(self) -> AbstractContextManager[None]:
         """Let the main process through first; the others then find what it wrote."""
         return self.accelerator.main_process_first()  # type: ignore[no-any-return]
-
-    # --- images
-
-    def images(self, use: Use) -> LabelledImages:
-        """The images of one use, sampled as the recipe says, without those that cannot be read.
-
-        Training images are only decoded when they are trained on; the trainer skips what it cannot read.
-        """
-        if use not in self._images:
-            recipe = self.recipe
-            number = {
-                "mine": recipe.mine.num_images,
-                "calibrate": recipe.score.num_images,
-                "evaluate": recipe.evaluate.num_images,
-                "train": None,
-            }[use]
-            images = read_split(
-                self._source,
-                getattr(recipe.data.splits, use),
-                image_column=recipe.data.image_column,
-                label_column=recipe.data.label_column,
-            )
-            images = self._named_alike(images)
-            check_labels(images, num_classes=self.adapted.num_classes)
-            per_class = recipe.mine.images_per_class if use == "mine" else None
-            images = sample_balanced(images, num_images=number, images_per_class=per_class, seed=recipe.seed)
-            if use == "train":
-                self._hashes[use] = images.content_hashes()
-            else:
-                images, self._hashes[use] = images.readable(
-                    max_unreadable=recipe.data.max_unreadable, threads=recipe.data.num_workers
-                )
-            self._images[use] = images.with_transform(evaluation_transform(self.data_config))
-        return self._images[use]
-
-    def _named_alike(self, images: LabelledImages) -> LabelledImages:
-        """The images with their classes numbered as the model's are, where both have names that tell."""
-        known = self.loaded.class_names or next((other.class_names for other in self._images.values()), None)
-        if known is None or images.class_names == known:
-            return images
-        if set(images.class_names) <= set(known):
-            log.info("split '%s': classes are numbered by their names, as the model's are", images.split)
-            return images.renamed(known)
-        if self.loaded.class_names is None:
-            raise ValueError(
-                f"split '{images.split}' has the classes {', '.join(images.class_names[:5])} …, other splits have "
-                f"{', '.join(known[:5])} …; store labels as numbers or datasets.ClassLabel with the same names"
-            )
-        return images  # names of another kind, such as WordNet ids beside words: numbers must do
-
-    def check_disjoint(self, *uses: Use) -> None:
-        """Refuse data in which an evaluation image is also used for `uses`."""
-        for use in ("evaluate", *uses):
-            self.images(use)
-        refuse_overlap(self._hashes["evaluate"], {use: self._hashes[use] for use in uses})
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the model's classes: the checkpoint's, else the data set's, else numbers."""
-        num_classes = self.adapted.num_classes
-        for names in (self.loaded.class_names, self.images("evaluate").class_names):
-            if names is not None and len(names) == num_classes:
-                return tuple(names)
-        return tuple(str(index) for index in range(num_classes))
-
-    def batches(self, use: Use, *, batch_size: int) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Re-iterable batches in a fixed order."""
-        return make_loader(self.images(use), batch_size=batch_size, num_workers=self.recipe.data.num_workers)
-
-    def calibration(self, description: str) -> TrackedBatches:
-        """Batches of calibration images that show a progress bar."""
-        batches = self.batches("calibrate", batch_size=self.recipe.score.batch_size)
-        return TrackedBatches(batches, description, len(self.images("calibrate")))
-
-    # --- keys
 
     @cached_property
     def model_key(self) -> str:
@@ -199,14 +93,6 @@ class Experiment:
             transform=self.data_config,
             artifacts=ARTIFACT_VERSION,
         )
-
-    def images_key(self, use: Use) -> str:
-        """Key of the images of one use, their labels and their order."""
-        images = self.images(use)
-        content = b"".join(self._hashes[use]) + images.labels.tobytes()
-        return hashlib.blake2b(content, digest_size=12).hexdigest()
-
-    # --- stages
 
     def mined(self, tokens: Tokens) -> ClassStats:
         """Class statistics of the paths located on the mining images; the paths go beside them.
@@ -246,7 +132,7 @@ class Experiment:
 
     def _mining_key(self, tokens: Tokens) -> str:
         settings = self.recipe.mine.model_dump(mode="json")
-        return key_of(model=self.model_key, images=self.images_key("mine"), tokens=tokens, settings=settings)
+        return key_of(model=self.model_key, images=self.splits.key("mine"), tokens=tokens, settings=settings)
 
     def _shards(self, tokens: Tokens, key: str) -> ShardFolder:
         settings = self.recipe.mine.model_dump(mode="json", exclude_none=True)
@@ -254,13 +140,13 @@ class Experiment:
             self.folder.path / "mining" / tokens,
             key=key,
             widths={site.name: site.width for site in self.adapted.sites},
-            class_names=self.class_names,
+            class_names=self.splits.class_names,
             settings={**settings, "tokens": tokens},
         )
 
     def _mine(self, tokens: Tokens, shards: ShardFolder) -> int:
         """Mine this process's share; returns the number of shards of all processes."""
-        config, images = self.recipe.mine, self.images("mine")
+        config, images = self.recipe.mine, self.splits.images("mine")
 
         def locate(batch: Tensor, labels: Tensor) -> MinedPaths:
             return locate_paths(
@@ -299,12 +185,12 @@ class Experiment:
             )
 
             def collect() -> ActivationStatistics:
-                return collect_statistics(self.adapted, self.calibration("calibrating"), covariance=covariance)
+                return collect_statistics(self.adapted, self.splits.calibration("calibrating"), covariance=covariance)
 
             with self.main_first():
                 self._statistics = self.folder.artifact(
                     "statistics.safetensors",
-                    key=key_of(model=self.model_key, images=self.images_key("calibrate"), covariance=covariance),
+                    key=key_of(model=self.model_key, images=self.splits.key("calibrate"), covariance=covariance),
                     make=collect,
                     save=lambda statistics, file: statistics.save(file),
                     load=ActivationStatistics.load,
@@ -318,7 +204,7 @@ class Experiment:
             model=self.model_key,
             criterion=criterion.spec(),
             mining=self._mining_key(tokens) if tokens else None,
-            calibration=self.images_key("calibrate"),
+            calibration=self.splits.key("calibrate"),
             seed=self.recipe.seed,
         )
 
@@ -326,7 +212,7 @@ class Experiment:
             return score(
                 ScoringContext(
                     adapted=self.adapted,
-                    batches=self.calibration(f"scoring by {criterion.name}"),
+                    batches=self.splits.calibration(f"scoring by {criterion.name}"),
                     mined={tokens: self.mined(tokens)} if tokens else {},
                     statistics=self.statistics() if criterion.needs_statistics else None,
                     seed=self.recipe.seed,
@@ -366,7 +252,7 @@ class Experiment:
             plan=plan,
             compensation=compensation,
             statistics=self.statistics() if compensation.needs_statistics else None,
-            batches=self.calibration(f"fitting {variant.id}") if compensation.needs_batches else None,
+            batches=self.splits.calibration(f"fitting {variant.id}") if compensation.needs_batches else None,
         )
 
     def evaluation(
@@ -380,8 +266,8 @@ class Experiment:
         self.accelerator.wait_for_everyone()
         if current:
             return Evaluation.load(self.folder.path / artifact)
-        images = self.images("evaluate")
-        loader = self.batches("evaluate", batch_size=config.batch_size)
+        images = self.splits.images("evaluate")
+        loader = self.splits.batches("evaluate", batch_size=config.batch_size)
         with image_progress(disable=not self.accelerator.is_main_process) as progress:
             task = progress.add_task(f"evaluating {name}", total=len(images), note="")
             made = evaluate_model(
@@ -389,7 +275,7 @@ class Experiment:
                 loader,
                 accelerator=self.accelerator,
                 reference=reference,
-                class_names=self.class_names,
+                class_names=self.splits.class_names,
                 description=name,
                 on_progress=lambda done: progress.update(task, completed=done),
             )
@@ -405,7 +291,7 @@ class Experiment:
         """Key of an evaluation: of the pruned model, the images and the precision."""
         return key_of(
             model=self.model_key,
-            images=self.images_key("evaluate"),
+            images=self.splits.key("evaluate"),
             pruned=key,
             precision=self.recipe.mixed_precision,
         )
@@ -417,7 +303,7 @@ class Experiment:
         return key_of(
             plan=plan.to_dict(),
             compensation=compensation.spec(),
-            calibration=self.images_key("calibrate") if needs else None,
+            calibration=self.splits.key("calibrate") if needs else None,
         )
 
     def save_checkpoint(self, name: str, model: Callable[[], nn.Module], *, key: str, **about: Any) -> Path:
@@ -429,7 +315,7 @@ class Experiment:
                 folder,
                 architecture=self.loaded.architecture,
                 data_config=self.data_config,
-                class_names=self.class_names,
+                class_names=self.splits.class_names,
                 **about,
             )
 

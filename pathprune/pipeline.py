@@ -16,15 +16,16 @@ from torch import nn
 
 from pathprune.comparison import add_latency, dense_row, pruned_row
 from pathprune.evaluation import Evaluation
-from pathprune.experiment import Experiment, Variant, label
+from pathprune.experiment import Experiment
 from pathprune.models.checkpoint import load_pruned
-from pathprune.pruning import PrunePlan, parse_compensation
+from pathprune.pruning import PrunePlan
 from pathprune.recipe import Recipe
 from pathprune.recovery import train
 from pathprune.report.figures import retention_figure
 from pathprune.runs import key_of, write_atomically
 from pathprune.scoring import parse_criterion
 from pathprune.scoring.criteria import Tokens
+from pathprune.variants import Variant, label, variants
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,6 @@ class RunResult:
     is_main_process: bool = True
 
 
-def variants(recipe: Recipe) -> list[Variant]:
-    """Every pruned variant of a recipe: budgets, then criteria, then compensations."""
-    criteria = [parse_criterion(spec) for spec in recipe.score.criteria]
-    compensations = [parse_compensation(spec) for spec in recipe.compensation]
-    return [
-        Variant(criterion, compensation, budget)
-        for budget in recipe.prune.ratio
-        for criterion in criteria
-        for compensation in compensations
-    ]
-
-
 def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
     """Mine, score, prune and evaluate; what the run folder holds already is not computed again.
 
@@ -57,7 +46,7 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
     """
     experiment = Experiment(recipe, overwrite=overwrite)
     folder = experiment.folder
-    experiment.check_disjoint("mine", "calibrate")
+    experiment.splits.check_disjoint("mine", "calibrate")
     folder.write_json("environment.json", _environment(experiment))
     dense = experiment.evaluation("dense", lambda: experiment.model)
     evaluations = {"dense": dense}
@@ -125,10 +114,10 @@ def finetune_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
     Dense models are saved in the format of pruned ones, so that either can be named in another recipe.
     """
     experiment = Experiment(recipe, overwrite=overwrite)
-    experiment.check_disjoint("train")
-    images = experiment.images("train")
+    experiment.splits.check_disjoint("train")
+    images = experiment.splits.images("train")
     key = key_of(
-        train=recipe.train.model_dump(mode="json"), model=experiment.model_key, images=experiment.images_key("train")
+        train=recipe.train.model_dump(mode="json"), model=experiment.model_key, images=experiment.splits.key("train")
     )
     folder = experiment.folder
     if not folder.is_current("model", key=key):

@@ -23,6 +23,7 @@ STAGES = [
     {"report"},
     {"recipe"},
     {"runs"},
+    {"splits", "variants"},
     {"experiment"},
     {"comparison"},
     {"pipeline"},

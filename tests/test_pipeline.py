@@ -18,7 +18,6 @@ from tiny import NAMES, rows, tiny_recipe, write_data, write_model
 from pathprune import comparison, experiment, pipeline
 from pathprune.data import DataError
 from pathprune.evaluation import LatencyResult
-from pathprune.experiment import Variant, label
 from pathprune.mining import ClassStats, PathSet
 from pathprune.models.adapt import adapt
 from pathprune.models.checkpoint import load_pruned, save_pruned
@@ -29,11 +28,11 @@ from pathprune.pipeline import (
     plan_recipe,
     prune_recipe,
     run_recipe,
-    variants,
 )
 from pathprune.pruning import parse_compensation
 from pathprune.recipe import RecipeError, load_recipe
 from pathprune.scoring import parse_criterion
+from pathprune.variants import Variant, label, variants
 
 REQUIRED = {
     *("variant_id", "criterion", "compensation", "tokens", "budget_kind", "budget", "neurons_removed", "seed"),

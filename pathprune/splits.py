@@ -1,0 +1,118 @@
+"""The images of each use of a recipe: mining, calibration, training, evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pathprune.data import (
+    LabelledImages,
+    check_labels,
+    evaluation_transform,
+    make_loader,
+    open_source,
+    read_split,
+    refuse_overlap,
+    sample_balanced,
+)
+from pathprune.progress import TrackedBatches
+from pathprune.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+Use = Literal["mine", "calibrate", "train", "evaluate"]
+
+
+class Splits:
+    """Images by use, read when first asked for, with labels numbered as the model's classes are."""
+
+    def __init__(
+        self, recipe: Recipe, *, num_classes: int, model_names: tuple[str, ...] | None, data_config: Mapping[str, Any]
+    ) -> None:
+        self._recipe, self._num_classes, self._model_names = recipe, num_classes, model_names
+        self._data_config = data_config
+        self._source = open_source(recipe.data.source, config=recipe.data.config, revision=recipe.data.revision)
+        self._images: dict[Use, LabelledImages] = {}
+        self._hashes: dict[Use, list[bytes]] = {}
+
+    def images(self, use: Use) -> LabelledImages:
+        """The images of one use, sampled as the recipe says, without those that cannot be read.
+
+        Training images are only decoded when they are trained on; the trainer skips what it cannot read.
+        """
+        if use not in self._images:
+            recipe = self._recipe
+            number = {
+                "mine": recipe.mine.num_images,
+                "calibrate": recipe.score.num_images,
+                "evaluate": recipe.evaluate.num_images,
+                "train": None,
+            }[use]
+            images = read_split(
+                self._source,
+                getattr(recipe.data.splits, use),
+                image_column=recipe.data.image_column,
+                label_column=recipe.data.label_column,
+            )
+            images = self._named_alike(images)
+            check_labels(images, num_classes=self._num_classes)
+            per_class = recipe.mine.images_per_class if use == "mine" else None
+            images = sample_balanced(images, num_images=number, images_per_class=per_class, seed=recipe.seed)
+            if use == "train":
+                self._hashes[use] = images.content_hashes()
+            else:
+                images, self._hashes[use] = images.readable(
+                    max_unreadable=recipe.data.max_unreadable, threads=recipe.data.num_workers
+                )
+            self._images[use] = images.with_transform(evaluation_transform(self._data_config))
+        return self._images[use]
+
+    def _named_alike(self, images: LabelledImages) -> LabelledImages:
+        """The images with their classes numbered as the model's are, where both have names that tell."""
+        known = self._model_names or next((other.class_names for other in self._images.values()), None)
+        if known is None or images.class_names == known or all(name.isdecimal() for name in images.class_names):
+            return images
+        if set(images.class_names) <= set(known):
+            log.info("split '%s': classes are numbered by their names, as the model's are", images.split)
+            return images.renamed(known)
+        if self._model_names is None:
+            raise ValueError(
+                f"split '{images.split}' has the classes {', '.join(images.class_names[:5])} …, other splits have "
+                f"{', '.join(known[:5])} …; store labels as numbers or datasets.ClassLabel with the same names"
+            )
+        return images  # names of another kind, such as WordNet ids beside words: numbers must do
+
+    def check_disjoint(self, *uses: Use) -> None:
+        """Refuse data in which an evaluation image is also used for `uses`."""
+        for use in ("evaluate", *uses):
+            self.images(use)
+        refuse_overlap(self._hashes["evaluate"], {use: self._hashes[use] for use in uses})
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the model's classes: the checkpoint's, else the data set's, else numbers."""
+        num_classes = self._num_classes
+        for names in (self._model_names, self.images("evaluate").class_names):
+            if names is not None and len(names) == num_classes:
+                return tuple(names)
+        return tuple(str(index) for index in range(num_classes))
+
+    def batches(self, use: Use, *, batch_size: int) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Re-iterable batches in a fixed order."""
+        return make_loader(self.images(use), batch_size=batch_size, num_workers=self._recipe.data.num_workers)
+
+    def calibration(self, description: str) -> TrackedBatches:
+        """Batches of calibration images that show a progress bar."""
+        batches = self.batches("calibrate", batch_size=self._recipe.score.batch_size)
+        return TrackedBatches(batches, description, len(self.images("calibrate")))
+
+    def key(self, use: Use) -> str:
+        """Key of the images of one use, their labels and their order."""
+        images = self.images(use)
+        content = b"".join(self._hashes[use]) + images.labels.tobytes()
+        return hashlib.blake2b(content, digest_size=12).hexdigest()

@@ -1,0 +1,42 @@
+"""The pruned models that a recipe compares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pathprune.pruning.compensation import Compensation, parse_compensation
+from pathprune.recipe import Recipe
+from pathprune.runs import key_of
+from pathprune.scoring import Criterion, parse_criterion
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One pruned model of the comparison: which neurons go, how many, and what is done to the others."""
+
+    criterion: Criterion
+    compensation: Compensation
+    budget: float  # fraction of all MLP neurons to remove
+
+    @property
+    def id(self) -> str:
+        """Unique within a recipe; also a file name."""
+        return f"{label(self.criterion)}--{label(self.compensation)}--{self.budget}"
+
+
+def label(step: Criterion | Compensation) -> str:
+    """The registered name, with a short hash of the options where they are not the defaults: fit for a file's name."""
+    options = step.model_dump(mode="json", exclude_defaults=True)
+    return f"{step.name}-{key_of(**options)[:8]}" if options else step.name
+
+
+def variants(recipe: Recipe) -> list[Variant]:
+    """Every pruned variant of a recipe: budgets, then criteria, then compensations."""
+    criteria = [parse_criterion(spec) for spec in recipe.score.criteria]
+    compensations = [parse_compensation(spec) for spec in recipe.compensation]
+    return [
+        Variant(criterion, compensation, budget)
+        for budget in recipe.prune.ratio
+        for criterion in criteria
+        for compensation in compensations
+    ]
