@@ -8,7 +8,7 @@ by all.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from functools import cached_property
@@ -31,14 +31,12 @@ from pathprune.models.seam import AdaptedModel
 from pathprune.progress import image_progress
 from pathprune.pruning import PrunePlan, make_plan, prune
 from pathprune.pruning.compensation import parse_compensation
-from pathprune.recipe import Recipe, RecipeError
+from pathprune.recipe import Recipe
 from pathprune.runs import RunFolder, key_of
 from pathprune.scoring import ActivationStatistics, Criterion, Scores, ScoringContext, collect_statistics, score
 from pathprune.scoring.criteria import Tokens, parse_criterion
 from pathprune.splits import Splits
 from pathprune.variants import Variant, label
-
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")  # timm's
 
 ARTIFACT_VERSION = 1  # raised when artifacts are computed otherwise, so that those of older versions are not reused
 
@@ -60,7 +58,7 @@ class Experiment:
         )
         self.model: nn.Module = self.loaded.model.to(self.accelerator.device)
         self.adapted: AdaptedModel = adapt(self.model)
-        self.data_config = _overlaid(self.loaded.data_config, recipe.model.data_config)
+        self.data_config = {**self.loaded.data_config, **recipe.model.data_config}
         if self.data_config["input_size"][0] != 3:
             raise ValueError(f"the model takes {self.data_config['input_size'][0]} channels; only RGB images are read")
         self.splits = Splits(
@@ -343,19 +341,3 @@ def _accelerator(recipe: Recipe) -> Accelerator:
         # the others wait while the main process mines
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))],
     )
-
-
-def _overlaid(data_config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's data config with the recipe's changes; unknown keys are refused."""
-    unknown = sorted(changes.keys() - data_config.keys())
-    if unknown:
-        raise RecipeError(f"unknown key 'model.data_config.{unknown[0]}' (allowed: {', '.join(data_config)})")
-    overlaid = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
-    for key in ("input_size", "mean", "std"):
-        if key in overlaid and not (isinstance(overlaid[key], tuple) and len(overlaid[key]) == 3):
-            raise RecipeError(f"model.data_config.{key} is {changes[key]!r}; it takes three numbers")
-    if overlaid.get("interpolation", "random") not in INTERPOLATIONS:
-        raise RecipeError(
-            f"model.data_config.interpolation is '{changes['interpolation']}'; choose from {', '.join(INTERPOLATIONS)}"
-        )
-    return {**data_config, **overlaid}

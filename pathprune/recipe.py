@@ -24,6 +24,10 @@ from pathprune.pruning import parse_compensation
 from pathprune.recovery import TrainConfig
 from pathprune.scoring import get_criterion, parse_criterion
 
+# of timm.data.create_transform
+_DATA_CONFIG = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")
+
 
 class RecipeError(ValueError):
     """The recipe cannot be used; the message lists every problem, one a line."""
@@ -61,6 +65,18 @@ class ModelConfig(_Section):
     data_config: dict[str, Any] = Field(
         default_factory=dict, description="what the checkpoint does not say of its images: mean, std, interpolation …"
     )
+
+    @field_validator("data_config")
+    @classmethod
+    def _of_timm(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key, setting in value.items():
+            if key not in _DATA_CONFIG:
+                raise ValueError(f"unknown key '{key}'; choose from {', '.join(_DATA_CONFIG)}")
+            if key in ("input_size", "mean", "std") and not (isinstance(setting, list | tuple) and len(setting) == 3):
+                raise ValueError(f"{key} is {setting!r}; it takes three numbers")
+            if key == "interpolation" and setting not in _INTERPOLATIONS:
+                raise ValueError(f"interpolation is '{setting}'; choose from {', '.join(_INTERPOLATIONS)}")
+        return {key: tuple(setting) if isinstance(setting, list) else setting for key, setting in value.items()}
 
 
 class SplitsConfig(_Section):
