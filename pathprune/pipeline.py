@@ -6,7 +6,7 @@ import json
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from pathprune.pruning import PrunePlan
 from pathprune.recipe import Recipe
 from pathprune.recovery import train
 from pathprune.report.figures import retention_figure
-from pathprune.runs import key_of, write_atomically
+from pathprune.runs import key_of
 from pathprune.scoring import parse_criterion
 from pathprune.scoring.criteria import Tokens
 from pathprune.variants import Variant, label, variants
@@ -103,7 +103,7 @@ def prune_recipe(recipe: Recipe, *, overwrite: bool = False) -> list[Path]:
 
 
 def evaluate_recipe(recipe: Recipe) -> dict[str, Any]:
-    """Evaluate the recipe's model as it is; nothing is mined or pruned, and nothing is written but the evaluation."""
+    """Evaluate the recipe's model as it is; nothing is mined, pruned or compared."""
     experiment = Experiment(recipe)
     return dense_row(experiment, experiment.evaluation("dense", lambda: experiment.model))
 
@@ -117,7 +117,11 @@ def finetune_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
     experiment.splits.check_disjoint("train")
     images = experiment.splits.images("train")
     key = key_of(
-        train=recipe.train.model_dump(mode="json"), model=experiment.model_key, images=experiment.splits.key("train")
+        train=recipe.train.model_dump(mode="json"),
+        model=experiment.model_key,
+        images=experiment.splits.key("train"),
+        seed=recipe.seed,
+        precision=recipe.mixed_precision,
     )
     folder = experiment.folder
     if not folder.is_current("model", key=key):
@@ -160,8 +164,11 @@ def _compared(
         return row, evaluation
     row = pruned_row(experiment, variant, plan, model(), evaluation, dense=dense, checkpoint=checkpoint)
     if folder.main:
-        save = partial(write_atomically, content=json.dumps(row))
-        folder.artifact(name, key=row_key, make=lambda: row, save=lambda _, file: save(file), load=lambda _: row)
+
+        def save(made: dict[str, Any], file: Path) -> None:
+            file.write_text(json.dumps(made) + "\n", encoding="utf-8")
+
+        folder.artifact(name, key=row_key, make=lambda: row, save=save, load=lambda _: row)
     return row, evaluation
 
 
@@ -171,7 +178,6 @@ def _is_saved(recipe: Recipe, variant: Variant) -> bool:
 
 def _save(experiment: Experiment, variant: Variant, plan: PrunePlan, model: Callable[[], nn.Module]) -> Path:
     about = {"recipe": experiment.recipe.name, "variant_id": variant.id, "neurons_removed": plan.neurons_removed}
-
     return experiment.save_checkpoint(
         f"pruned/{variant.id}",
         model,

@@ -10,8 +10,11 @@ statistics.safetensors          activation statistics of the calibration images
 scores/<criterion>.safetensors
 plans/<variant>.json
 evaluations/<variant>.safetensors   outcome of every evaluation image
+rows/<variant>.json             the variant's row of metrics.jsonl, latency left out
 pruned/<variant>/               checkpoints
 latency.json, metrics.jsonl, retention.svg, retention.png
+model/, history.json            what `finetune` trained, and the record of its epochs
+training-<key>.pt               where an unfinished training goes on
 """
 
 from __future__ import annotations

@@ -353,6 +353,16 @@ def test_the_seed_of_a_recipe_is_that_of_its_training(folder: Path) -> None:
     assert first != second
 
 
+@pytest.mark.parametrize("change", [{"seed": 1}, {"mixed_precision": "bf16"}], ids=["seed", "precision"])
+def test_overwriting_trains_again_for_another_seed_or_precision(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    finetune_recipe(tiny_recipe(folder, train=training(1)))
+    monkeypatch.setattr(pipeline, "train", refuse)
+    with pytest.raises(AssertionError, match="computed again"):
+        finetune_recipe(tiny_recipe(folder, train=training(1), **change), overwrite=True)
+
+
 def test_the_demos_own_recipe_trains(folder: Path) -> None:
     data = ["data.source=demo", "data.splits.train=train[:64]", "evaluate.num_images=32"]
     quick = ["train.epochs=1", "train.all_patches_epochs=0", "model.args.depth=1", f"output={folder / 'demo'}"]
