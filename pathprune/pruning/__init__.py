@@ -2,6 +2,7 @@
 
 from pathprune.pruning.compensation import (
     Compensation,
+    CompensationContext,
     MeanShift,
     NoCompensation,
     list_compensations,
@@ -16,6 +17,7 @@ from pathprune.pruning.surgery import apply_plan
 
 __all__ = [
     "Compensation",
+    "CompensationContext",
     "LeastSquares",
     "MeanShift",
     "NoCompensation",

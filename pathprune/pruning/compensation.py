@@ -1,13 +1,14 @@
 """What is done to the kept weights to make up for the removed neurons.
 
-A compensation is a frozen config, registered by name, like a criterion. It changes the narrowed model in place, with
-the dense model at hand.
+A compensation is a frozen config, registered by name, like a criterion. It changes the narrowed model in place, with a
+context at hand: the dense model and what is known of it.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -21,6 +22,20 @@ from pathprune.scoring.statistics import ActivationStatistics
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
+@dataclass(frozen=True)
+class CompensationContext:
+    """Everything that compensations may look at; what a compensation does not ask for may be left out.
+
+    `plan` led from the `dense` model to the narrowed one, `statistics` describe the dense one; `batches` is a
+    re-iterable of calibration images `(images [B, C, H, W], labels [B])`.
+    """
+
+    dense: AdaptedModel
+    plan: PrunePlan
+    statistics: ActivationStatistics | None = None
+    batches: Batches = ()
+
+
 class Compensation(Registered):
     """Changes the weights of a narrowed model so that it answers more like the dense one."""
 
@@ -29,16 +44,8 @@ class Compensation(Registered):
     needs_batches: ClassVar[bool] = False  # calibration images, labels unread
 
     @abstractmethod
-    def __call__(
-        self,
-        pruned: AdaptedModel,
-        dense: AdaptedModel,
-        *,
-        plan: PrunePlan,
-        statistics: ActivationStatistics | None,
-        batches: Batches,
-    ) -> None:
-        """Change `pruned`, in place. `plan` led to it from `dense`, which `statistics` describe."""
+    def __call__(self, pruned: AdaptedModel, context: CompensationContext) -> None:
+        """Change `pruned`, in place."""
 
 
 _COMPENSATIONS: Registry[Compensation] = Registry(
@@ -55,15 +62,7 @@ parse_compensation = _COMPENSATIONS.parse
 class NoCompensation(Compensation):
     """Leaves the kept weights as they are."""
 
-    def __call__(
-        self,
-        pruned: AdaptedModel,
-        dense: AdaptedModel,
-        *,
-        plan: PrunePlan,
-        statistics: ActivationStatistics | None,
-        batches: Batches,
-    ) -> None:
+    def __call__(self, pruned: AdaptedModel, context: CompensationContext) -> None:
         return None
 
 
@@ -74,21 +73,13 @@ class MeanShift(Compensation):
     needs_statistics: ClassVar[bool] = True
 
     @torch.no_grad()
-    def __call__(
-        self,
-        pruned: AdaptedModel,
-        dense: AdaptedModel,
-        *,
-        plan: PrunePlan,
-        statistics: ActivationStatistics | None,
-        batches: Batches,
-    ) -> None:
-        assert statistics is not None, "prune() checks what a compensation needs"
-        for narrow, wide in zip(pruned.sites, dense.sites, strict=True):
-            columns = plan.pruned(wide.name)
+    def __call__(self, pruned: AdaptedModel, context: CompensationContext) -> None:
+        assert context.statistics is not None, "prune() checks what a compensation needs"
+        for narrow, wide in zip(pruned.sites, context.dense.sites, strict=True):
+            columns = context.plan.pruned(wide.name)
             if len(columns) == 0:
                 continue
-            shift_D = exact_weight(wide.down)[:, columns] @ statistics.sites[wide.name].mean[columns]
+            shift_D = exact_weight(wide.down)[:, columns] @ context.statistics.sites[wide.name].mean[columns]
             set_bias(narrow.down, exact_bias(narrow.down) + shift_D)
 
 

@@ -13,17 +13,15 @@ from pydantic import Field
 
 from pathprune.models.seam import AdaptedModel
 from pathprune.pruning.compensation import (
-    Batches,
     Compensation,
+    CompensationContext,
     exact_bias,
     exact_weight,
     register,
     set_bias,
     set_weight,
 )
-from pathprune.pruning.plan import PrunePlan
 from pathprune.pruning.ridge import solve_ridge
-from pathprune.scoring.statistics import ActivationStatistics
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -42,22 +40,14 @@ class LeastSquares(Compensation):
     ridge: float = Field(1e-3, ge=0, allow_inf_nan=False)
 
     @torch.no_grad()
-    def __call__(
-        self,
-        pruned: AdaptedModel,
-        dense: AdaptedModel,
-        *,
-        plan: PrunePlan,
-        statistics: ActivationStatistics | None,
-        batches: Batches,
-    ) -> None:
-        assert statistics is not None, "prune() checks what a compensation needs"
+    def __call__(self, pruned: AdaptedModel, context: CompensationContext) -> None:
+        assert context.statistics is not None, "prune() checks what a compensation needs"
         dependent = []
-        for narrow, wide in zip(pruned.sites, dense.sites, strict=True):
-            kept, removed = plan.kept[wide.name], plan.pruned(wide.name)
+        for narrow, wide in zip(pruned.sites, context.dense.sites, strict=True):
+            kept, removed = context.plan.kept[wide.name], context.plan.pruned(wide.name)
             if len(removed) == 0:
                 continue
-            moments = statistics.sites[wide.name]
+            moments = context.statistics.sites[wide.name]
             assert moments.covariance is not None, "prune() checks what a compensation needs"
             removed_DP = exact_weight(wide.down)[:, removed]
             covariance_KK = moments.covariance[kept][:, kept]

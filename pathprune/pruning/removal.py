@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from pathprune.models.seam import AdaptedModel
-from pathprune.pruning.compensation import Compensation, parse_compensation
+from pathprune.pruning.compensation import Compensation, CompensationContext, parse_compensation
 from pathprune.pruning.plan import PrunePlan
 from pathprune.pruning.surgery import apply_plan
 from pathprune.scoring.statistics import ActivationStatistics
@@ -38,5 +38,5 @@ def prune(
     if compensate.needs_batches and batches is None:
         raise ValueError(f"compensation {compensate.name!r} needs batches of calibration images; pass batches=…")
     pruned = apply_plan(adapted, plan=plan, example_images=example_images)
-    compensate(pruned, adapted, plan=plan, statistics=statistics, batches=batches or ())
+    compensate(pruned, CompensationContext(adapted, plan=plan, statistics=statistics, batches=batches or ()))
     return pruned

@@ -21,6 +21,7 @@ from pathprune.models.seam import AdaptedModel
 from pathprune.pruning.compensation import (
     Batches,
     Compensation,
+    CompensationContext,
     exact_bias,
     exact_weight,
     register,
@@ -28,9 +29,8 @@ from pathprune.pruning.compensation import (
     set_weight,
 )
 from pathprune.pruning.least_squares import warn_of_dependence
-from pathprune.pruning.plan import PrunePlan
 from pathprune.pruning.ridge import solve_ridge
-from pathprune.scoring.statistics import ActivationStatistics, Moments
+from pathprune.scoring.statistics import Moments
 
 
 @register("sequential")
@@ -49,21 +49,14 @@ class Sequential(Compensation):
     ridge: float = Field(1e-3, ge=0, allow_inf_nan=False)
 
     @torch.no_grad()
-    def __call__(
-        self,
-        pruned: AdaptedModel,
-        dense: AdaptedModel,
-        *,
-        plan: PrunePlan,
-        statistics: ActivationStatistics | None,
-        batches: Batches,
-    ) -> None:
-        first = next((row.block for row in plan.table() if row.kept < row.width), len(dense.sites))
+    def __call__(self, pruned: AdaptedModel, context: CompensationContext) -> None:
+        dense = context.dense
+        first = next((row.block for row in context.plan.table() if row.kept < row.width), len(dense.sites))
         scales = {block: _residual_scale(dense, block) for block in range(first, len(dense.sites))}
         if not scales:
             return
         dependent = []
-        states = _states_at(first, dense, batches)
+        states = _states_at(first, dense, context.batches)
         for block, scale_D in scales.items():
             moments = _moments(states, dense, pruned, block)
             if self._fit(pruned, block, moments, scale_D):
