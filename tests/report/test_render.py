@@ -1,0 +1,158 @@
+"""A page of every kind of part: what is in its HTML, and how Chromium shows it."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import chromium, problems, show
+from matplotlib.figure import Figure as Drawing
+from PIL import Image
+
+from pathprune.report.page import (
+    Cell,
+    Code,
+    Column,
+    Details,
+    Fact,
+    Figure,
+    Gallery,
+    Page,
+    Picture,
+    Prose,
+    Section,
+    Table,
+)
+from pathprune.report.render import render, save_figures
+from pathprune.report.theme import COLORS, SERIES, STRONGEST_SHADE, contrast, panel, styled
+
+HOSTILE = "$1 & <script>alert('x')</script> 漢字"
+
+
+@styled()
+def drawing(*, empty: bool = False) -> Drawing:
+    figure = panel()
+    axes = figure.subplots()
+    if not empty:
+        axes.plot([0, 1], [0, 1], color=SERIES[0], label=HOSTILE)
+        axes.fill_between([0, 1], [0, 0.8], [0.2, 1.2], color=SERIES[0], alpha=0.2)
+        axes.legend()
+    axes.set_title("a panel")
+    return figure
+
+
+def picture() -> Picture:
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4), (200, 30, 30)).save(stream, "PNG")
+    return Picture(stream.getvalue(), alt="a red square", caption="red")
+
+
+def example(**changes: Any) -> Page:
+    wide = Table(
+        "A table `of` many columns",
+        [Column("criterion", is_number=False), *(Column(f"column {index}") for index in range(12))],
+        [["path", *[Cell("78.1", "[77.0, 79.1]", tone="good", share=0.5)] * 12], [HOSTILE, *["1"] * 12]],
+        group_starts=frozenset({1}),
+    )
+    parts = (
+        Prose("Text with `code`."),
+        wide,
+        Figure("curves", "Two panels", "a rising line", [drawing(), drawing()], caption="of one figure"),
+        Gallery("Pictures", [picture()] * 3),
+        Details("Recipe", [Code("seed: 0\n" + "x" * 300), Figure("hidden", "In details", "a line", [drawing()])]),
+    )
+    page = Page(
+        "quickstart",
+        f"a model on {HOSTILE}",
+        ["At 50 % `path` keeps 98.3 % [97.8, 98.7]."],
+        [Fact("98.3 %", "retained", "[97.8, 98.7]")] * 3,
+        [Section(f"Section {number}", parts if number == 1 else [Prose("Nothing.")]) for number in (1, 2, 3)],
+    )
+    return replace(page, **changes)
+
+
+class _Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+def test_the_page_needs_nothing_else_and_runs_nothing() -> None:
+    html = render(example())
+    parser = _Tags()
+    parser.feed(html)
+    tags = [tag for tag, _ in parser.tags]
+    assert {"script", "iframe", "object"}.isdisjoint(tags)
+    for _, attributes in parser.tags:
+        for name in ("src", "href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:"))
+    assert "@import" not in html
+    assert set(re.findall(r"url\((.)", html)) <= {"#"}
+    assert "default-src 'none'" in html
+    assert tags.count("svg") == 3
+    assert [tag for tag in tags if re.fullmatch("h[1-6]", tag)] == ["h1", "h2", "h3", "h2", "h2"]
+    assert html.count("&lt;script&gt;") >= 3
+    assert "<code>path</code>" in html
+
+
+def test_figures_take_the_colours_of_the_page() -> None:
+    html = render(example())
+    figures = "".join(re.findall("<svg.*?</svg>", html, flags=re.DOTALL))
+    assert "var(--series-1)" in figures
+    assert "var(--ink)" in figures
+    for light, _ in COLORS.values():
+        assert light not in figures
+
+
+def test_figures_are_files_too(tmp_path: Path) -> None:
+    names = {file.name for file in save_figures(example(), tmp_path / "figures")}
+    assert names == {f"{name}.{kind}" for name in ("curves", "curves-2", "hidden") for kind in ("svg", "png")}
+    for name in names:
+        assert (tmp_path / "figures" / name).stat().st_size > 0
+    assert "var(" not in (tmp_path / "figures" / "curves.svg").read_text(encoding="utf-8")
+
+
+def test_text_and_marks_can_be_told_from_the_page_in_both_schemes() -> None:
+    for scheme in (0, 1):
+        page = COLORS["page"][scheme]
+        for name in ("ink", "muted", "accent", "good", "bad"):
+            assert contrast(COLORS[name][scheme], page) >= 4.5
+            assert contrast(COLORS[name][scheme], COLORS["raised"][scheme]) >= 4.5
+        for name in [name for name in COLORS if name.startswith("series-")]:
+            assert contrast(COLORS[name][scheme], page) >= 3
+            assert contrast(COLORS["ink"][scheme], mixed(COLORS[name][scheme], page)) >= 4.5
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+
+
+def mixed(color: str, page: str) -> str:
+    """The strongest shade of a colour over the page."""
+    channels = [
+        round(STRONGEST_SHADE * int(color[at : at + 2], 16) + (1 - STRONGEST_SHADE) * int(page[at : at + 2], 16))
+        for at in (1, 3, 5)
+    ]
+    return "#" + "".join(f"{channel:02x}" for channel in channels)
+
+
+def test_chromium_shows_the_page_on_screens_phones_and_paper(tmp_path: Path) -> None:
+    file, faulty = tmp_path / "report.html", tmp_path / "faulty.html"
+    file.write_text(render(example()), encoding="utf-8")
+    empty = Section("Empty", [Figure("empty", "Empty", "nothing", [drawing(empty=True)])])
+    html = render(example(sections=[empty]))
+    broken = '<p style="color: #999; width: 500px">faint<th>x</th><img src="https://example.com/x.png"></p>'
+    faulty.write_text(html.replace("</main>", broken + "</main>"), encoding="utf-8")
+    with chromium() as browser:
+        assert problems(browser, file) == []
+        found = "\n".join(problems(browser, faulty))
+        for problem in ("nothing drawn in empty", "contrast of faint", "scrolls sideways", "alt text", "example.com"):
+            assert problem in found
+        show(browser, file, scheme="dark")
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(253, 253, 254)"
