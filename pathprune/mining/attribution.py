@@ -20,24 +20,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import cosine_similarity
 
+from pathprune.mining.objectives import Readout
 from pathprune.models.seam import AdaptedModel
 
 T = TypeVar("T")
-
-Objective = Callable[[Tensor], Tensor]
-"""Logits or embedding `[B, K]` -> the number of each image that its path should explain, `[B]`."""
-
-
-def class_probability(targets_B: Tensor) -> Objective:
-    """The softmax probability of each image's target class."""
-    return lambda logits: logits.softmax(-1).gather(1, targets_B[:, None]).squeeze(1)
-
-
-def cosine_to(embedding_BD: Tensor) -> Objective:
-    """The cosine with each image's own clean embedding, for models without a classifier."""
-    return lambda embedding: cosine_similarity(embedding, embedding_BD, dim=-1)
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -78,7 +65,7 @@ class JointAttribution:
     """
 
     adapted: AdaptedModel
-    objective: Objective
+    objective: Readout
     clean: CleanPass
     alpha_M: Tensor
     weight_M: Tensor

@@ -12,14 +12,8 @@ import torch
 from torch import Tensor
 
 from pathprune.mining import baselines
-from pathprune.mining.attribution import (
-    CleanPass,
-    JointAttribution,
-    Objective,
-    at_least_float32,
-    class_probability,
-    cosine_to,
-)
+from pathprune.mining.attribution import CleanPass, JointAttribution, at_least_float32
+from pathprune.mining.objectives import GivenReadout, Objective, Readout, default_objective
 from pathprune.mining.paths import MinedPaths, normalised
 from pathprune.mining.quadrature import nodes_and_weights
 from pathprune.models.adapt import evaluating, model_device
@@ -40,7 +34,7 @@ def locate_paths(
     nodes: int = 4,
     top_k: int = 1,
     tokens: str = "class",
-    objective: Objective | None = None,
+    objective: Objective | Readout | None = None,
     dtype: torch.dtype | None = None,
 ) -> MinedPaths:
     """The neuron path of each image, one neuron (or the best `top_k`) in every layer, with dense scores of all neurons.
@@ -52,8 +46,8 @@ def locate_paths(
       the baselines of the paper.
     - rule, nodes: the quadrature of the integrals; the paper's is `left-riemann` with 20 nodes.
     - tokens: `class` clamps the tokens that the head reads (class and distillation token), `all` clamps every token.
-    - objective: what a path explains, in place of the target's probability. A model without a classifier is explained
-      by the cosine with its clean embedding unless an objective (a zero-shot head, say) is given.
+    - objective: what a path explains, in place of the target's probability: an objective, or a function of the model's
+      output `[B, K]` -> `[B]`. A model without a classifier is explained by the cosine with its clean embedding.
     - dtype: run block passes in this precision by autocast; softmax, sums and scores stay in float32 or better.
 
     Raises `ValueError` for a setting or target out of range, and for activations that are not finite.
@@ -71,10 +65,14 @@ def locate_paths(
     )
     with evaluating(adapted.model):
         clean = _clean_pass(adapted, images, rows, exact, autocast)
-        predictions, targets = _classes(adapted, clean, targets)
+        if objective is None:
+            objective = default_objective(adapted.num_classes)
+        elif not isinstance(objective, Objective):
+            objective = GivenReadout(objective, classes=adapted.num_classes > 0)
+        predictions, targets = _classes(objective, clean.output_BK, targets)
         attribution = JointAttribution(
             adapted,
-            objective or (class_probability(targets) if adapted.num_classes else cosine_to(clean.output_BK)),
+            objective.readout(clean.output_BK, targets),
             clean,
             alpha_M.to(device, exact),
             weight_M.to(device, exact),
@@ -160,17 +158,18 @@ def _clean_pass(
     return CleanPass(opened, tuple(values), output.to(exact))
 
 
-def _classes(adapted: AdaptedModel, clean: CleanPass, targets: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Predictions and targets, int64 `[B]`; both -1 where the model has no classes."""
-    num_classes, num_images = adapted.num_classes, len(clean.output_BK)
-    if num_classes == 0:
+def _classes(objective: Objective, output_BK: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Predictions and targets, int64 `[B]`; both -1 where the objective has no classes."""
+    logits_BC = objective.class_logits(output_BK)
+    if logits_BC is None:
         if targets is not None:
-            raise ValueError("targets were given, but the model has no classifier (num_classes=0); leave targets None")
-        none = torch.full((num_images,), -1, device=clean.output_BK.device)
+            raise ValueError("targets were given, but there is no classifier that they are classes of; leave them None")
+        none = torch.full((len(output_BK),), -1, device=output_BK.device)
         return none, none
-    predictions = clean.output_BK.argmax(-1)
+    predictions = logits_BC.argmax(-1)
     if targets is None:
         return predictions, predictions
+    num_images, num_classes = logits_BC.shape
     if targets.shape != (num_images,) or targets.is_floating_point():
         raise ValueError(
             f"targets are {targets.dtype} of shape {list(targets.shape)}; expected one integer class for each of the "
@@ -178,7 +177,7 @@ def _classes(adapted: AdaptedModel, clean: CleanPass, targets: Tensor | None) ->
         )
     for value in targets.tolist():
         if not 0 <= value < num_classes:
-            raise ValueError(f"target {value} is out of range: the model has num_classes={num_classes}")
+            raise ValueError(f"target {value} is out of range: there are {num_classes} classes")
     return predictions, targets.to(predictions)
 
 

@@ -233,7 +233,7 @@ def test_mixed_precision_blocks_keep_float32_scores_close(method):
         ({"nodes": 0}, "nodes=0"),
         ({"top_k": 0}, "top_k=0 is out of range: choose 1 to 48"),
         ({"top_k": 49}, "top_k=49 is out of range: choose 1 to 48, the width of blocks.0.mlp.fc2"),
-        ({"targets": torch.tensor([0, 5])}, "target 5 is out of range: the model has num_classes=5"),
+        ({"targets": torch.tensor([0, 5])}, "target 5 is out of range: there are 5 classes"),
         ({"targets": torch.tensor([-1, 0])}, "target -1 is out of range"),
         ({"targets": torch.tensor([1])}, r"shape \[1\]; expected one integer class for each of the 2 images"),
         ({"targets": torch.tensor([1.0, 2.0])}, "targets are torch.float32"),
