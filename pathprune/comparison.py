@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -107,7 +106,7 @@ def add_latency(experiment: Experiment, rows: list[dict[str, Any]], plans: Mappi
         dense = results[_widths_name(rows[0])]
         return {name: _timing(result, speedup(dense, result)) for name, result in results.items()}
 
-    timings = experiment.folder.artifact(
+    timings = experiment.folder.json_artifact(
         "latency.json",
         key=key_of(
             model=experiment.model_key,
@@ -118,8 +117,6 @@ def add_latency(experiment: Experiment, rows: list[dict[str, Any]], plans: Mappi
             device=str(experiment.accelerator.device),
         ),
         make=measure,
-        save=lambda timings, file: file.write_text(json.dumps(timings, indent=2) + "\n", encoding="utf-8"),
-        load=lambda file: json.loads(file.read_text(encoding="utf-8")),
     )
     for row in rows:
         row |= timings[_widths_name(row)]

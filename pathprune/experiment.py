@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from pathprune.evaluation import Evaluation, evaluate_model
 from pathprune.mining import ClassStats, MinedPaths, ShardFolder, locate_paths, mine_split, save_paths
 from pathprune.models.adapt import adapt
-from pathprune.models.checkpoint import save_pruned
+from pathprune.models.checkpoint import load_pruned, save_pruned
 from pathprune.models.loading import LoadedModel, load_model
 from pathprune.models.seam import AdaptedModel
 from pathprune.progress import image_progress
@@ -305,21 +305,27 @@ class Experiment:
         )
 
     def save_checkpoint(self, name: str, model: Callable[[], nn.Module], *, key: str, **about: Any) -> Path:
-        """Save `model()` as a checkpoint folder, unless it is there already; returns its path."""
+        """Save `model()` as a checkpoint folder, unless it is there already; returns its path.
 
-        def save(_: None, folder: Path) -> None:
-            save_pruned(
-                model(),
-                folder,
-                architecture=self.loaded.architecture,
-                data_config=self.data_config,
-                class_names=self.splits.class_names,
-                **about,
-            )
+        All processes make the model, since what it is fitted to may be theirs together; the main process saves it.
+        """
+        current = self.folder.is_current(name, key=key)
+        self.accelerator.wait_for_everyone()  # nobody writes before all have looked
+        if not current:
+            made = model()
 
-        if self.folder.main:
-            self.folder.artifact(name, key=key, make=lambda: None, save=save, load=lambda _: None)
-        self.accelerator.wait_for_everyone()
+            def save(made: nn.Module, folder: Path) -> None:
+                save_pruned(
+                    made,
+                    folder,
+                    architecture=self.loaded.architecture,
+                    data_config=self.data_config,
+                    class_names=self.splits.class_names,
+                    **about,
+                )
+
+            self.folder.artifact(name, key=key, make=lambda: made, save=save, load=load_pruned)
+            self.accelerator.wait_for_everyone()
         return self.folder.path / name
 
     def latency_images(self) -> Tensor:

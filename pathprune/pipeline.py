@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from pathprune.pruning import PrunePlan
 from pathprune.recipe import Recipe
 from pathprune.recovery import train
 from pathprune.report.figures import retention_figure
-from pathprune.runs import key_of
+from pathprune.runs import key_of, read_json
 from pathprune.scoring import parse_criterion
 from pathprune.scoring.criteria import Tokens
 from pathprune.variants import Variant, label, variants
@@ -54,11 +53,11 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
     plans: dict[str, PrunePlan] = {}
     for variant in variants(recipe):
         plan = plans[variant.id] = experiment.plan(variant.criterion, variant.budget)
-        folder.write_json(f"plans/{variant.id}.json", plan.to_dict())
+        folder.json_artifact(f"plans/{variant.id}.json", key=key_of(plan=plan.to_dict()), make=plan.to_dict)
         row, evaluations[variant.id] = _compared(experiment, variant, plan, dense)
         rows.append(row)
         folder.write_metrics(rows)
-    folder.forget_unused("evaluations/", "pruned/", "rows/")
+    folder.forget_unused("evaluations/", "plans/", "pruned/", "rows/")
     if folder.main:
         if recipe.evaluate.latency:  # by one process alone: others would disturb it
             add_latency(experiment, rows, plans)
@@ -156,20 +155,13 @@ def _compared(
     key = experiment.variant_key(variant, plan)
     name, row_key = f"rows/{variant.id}.json", key_of(evaluation=experiment.evaluation_key(key), saved=saved)
     model = cache(lambda: experiment.pruned(variant, plan).model)
-    is_current = folder.is_current(name, key=row_key)
+    known = folder.current(name, key=row_key, load=read_json)
     evaluation = experiment.evaluation(variant.id, model, reference=dense, key=key)
     checkpoint = _save(experiment, variant, plan, model) if saved else None
-    if is_current:
-        row: dict[str, Any] = json.loads((folder.path / name).read_text(encoding="utf-8"))
-        return row, evaluation
+    if known:
+        return known[0], evaluation
     row = pruned_row(experiment, variant, plan, model(), evaluation, dense=dense, checkpoint=checkpoint)
-    if folder.main:
-
-        def save(made: dict[str, Any], file: Path) -> None:
-            file.write_text(json.dumps(made) + "\n", encoding="utf-8")
-
-        folder.artifact(name, key=row_key, make=lambda: row, save=save, load=lambda _: row)
-    return row, evaluation
+    return folder.json_artifact(name, key=row_key, make=lambda: row), evaluation
 
 
 def _is_saved(recipe: Recipe, variant: Variant) -> bool:

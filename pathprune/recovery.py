@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pathprune.data import SKIPPED, LabelledImages, make_loader
+from pathprune.files import written_whole
 from pathprune.progress import image_progress
 
 log = logging.getLogger(__name__)
@@ -230,9 +231,8 @@ class _Trainer:
         if self.average:
             state["average"] = self.average.model.state_dict()
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(".tmp")
-        torch.save(state, unfinished)
-        unfinished.replace(file)
+        with written_whole(file) as part:
+            torch.save(state, part)
 
     def resume(self, file: Path | None) -> None:
         """Go on from what an earlier call left in `file`, if there is one."""

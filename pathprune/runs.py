@@ -22,8 +22,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +30,7 @@ from typing import Any, TypeVar
 import yaml
 from safetensors import SafetensorError
 
+from pathprune.files import remove, write_text, written_whole
 from pathprune.recipe import Recipe, RecipeError
 
 log = logging.getLogger(__name__)
@@ -41,21 +40,15 @@ T = TypeVar("T")
 _KEYS = "keys.json"  # also what tells a run folder from others
 
 
+def read_json(file: Path) -> Any:
+    """Plain data from a JSON file."""
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
 def key_of(**inputs: Any) -> str:
     """Short hash of plain data; equal inputs give equal keys on every machine."""
     content = json.dumps(inputs, sort_keys=True, default=str)
     return hashlib.blake2b(content.encode(), digest_size=12).hexdigest()
-
-
-def write_atomically(file: Path, content: str) -> None:
-    """Write text so that the file is either the old one or the whole new one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(file.name + ".tmp")
-    with unfinished.open("w", encoding="utf-8") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    unfinished.replace(file)
 
 
 @dataclass(frozen=True)
@@ -85,7 +78,7 @@ class RunFolder:
             raise RecipeError(f"{self.path} is not empty and is no run folder; choose another with output=…")
         if self.main:
             self.write_json(_KEYS, self._keys())
-            write_atomically(file, recipe.to_yaml())
+            write_text(file, recipe.to_yaml())
 
     def _differences_to(self, recipe: Recipe) -> list[str]:
         """What of `recipe` differs from the recipe whose results are in the folder."""
@@ -126,13 +119,18 @@ class RunFolder:
         if self.main:
             self._forget(name)
             file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = file.with_name(f".{file.name}.unfinished")
-            _remove(unfinished)
-            save(made, unfinished)
-            _make_readable(unfinished)
-            unfinished.rename(file)
+            with written_whole(file) as part:
+                save(made, part)
             self._remember(name, key)
         return made
+
+    def json_artifact(self, name: str, *, key: str, make: Callable[[], Any]) -> Any:
+        """An artifact of plain JSON data."""
+
+        def save(content: Any, file: Path) -> None:
+            file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+        return self.artifact(name, key=key, make=make, save=save, load=read_json)
 
     def current(self, name: str, *, key: str, load: Callable[[Path], T]) -> tuple[T] | None:
         """Load the artifact, as a tuple of one, if it was made from these inputs and can be read."""
@@ -157,16 +155,16 @@ class RunFolder:
 
     def write_json(self, name: str, content: Any) -> None:
         if self.main:
-            write_atomically(self.path / name, json.dumps(content, indent=2) + "\n")
+            write_text(self.path / name, json.dumps(content, indent=2) + "\n")
 
     def write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Rewrite `metrics.jsonl`, one object per evaluated variant."""
         if self.main:
-            write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+            write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def _keys(self) -> dict[str, str]:
         file = self.path / _KEYS
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        return read_json(file) if file.exists() else {}
 
     def _remember(self, name: str, key: str) -> None:
         self.write_json(_KEYS, self._keys() | {name: key})
@@ -177,22 +175,7 @@ class RunFolder:
         if name in keys:
             del keys[name]
             self.write_json(_KEYS, keys)
-        _remove(self.path / name)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _make_readable(path: Path) -> None:
-    """Give `path` and what is in it the usual permissions: safetensors files are the owner's alone at first."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for file in [path, *path.rglob("*")]:
-        file.chmod((0o777 if file.is_dir() else 0o666) & ~mask)
+        remove(self.path / name)
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterable[str]:

@@ -13,6 +13,7 @@ PACKAGE = Path(pathprune.__file__).parent
 
 # stage -> what it may import from: itself and the stages before it
 STAGES = [
+    {"files"},
     {"models"},
     {"data", "progress"},
     {"mining"},

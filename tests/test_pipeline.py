@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,15 +107,33 @@ def test_an_interrupted_run_keeps_what_is_finished(folder: Path, monkeypatch: py
     assert calls[4:] == [row["variant_id"] for row in result.metrics][3:]
 
 
+def launch(*arguments: str) -> None:
+    """Run the command under two processes, which must not wait for each other for ever."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    settings = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = subprocess.Popen(
+        [*command, *settings, "-m", "pathprune", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        printed, _ = started.communicate(timeout=240)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
+    assert started.returncode == 0, printed
+
+
 def test_two_processes_find_what_one_finds(folder: Path) -> None:
     mine = {"num_images": 7, "nodes": 2, "batch_size": 2, "shard_size": 2}  # four shards, of which the last is short
     alone = run_recipe(tiny_recipe(folder, mine=mine))
     recipe = folder / "shared.yaml"
     recipe.write_text(tiny_recipe(folder, mine=mine, output=str(folder / "shared")).to_yaml(), encoding="utf-8")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    settings = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command = [*launch, *settings, "-m", "pathprune", "run", str(recipe)]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    launch("run", str(recipe))
     together = [json.loads(line) for line in (folder / "shared" / "metrics.jsonl").read_text().splitlines()]
     for one, two in zip(alone.metrics, together, strict=True):
         assert two["variant_id"] == one["variant_id"]
@@ -129,6 +150,18 @@ def test_two_processes_find_what_one_finds(folder: Path) -> None:
         for kind in ("count", "mass", "published-mass"):
             torch.testing.assert_close(one.sums(kind), two.sums(kind), rtol=1e-6, atol=0)
     assert not list((folder / "shared" / "mining").iterdir())
+
+
+def test_processes_fit_a_deleted_checkpoint_again_together(folder: Path) -> None:
+    recipe = folder / "tiny.yaml"
+    shared = tiny_recipe(folder, score={"criteria": ["magnitude-l2"]}, compensation=["mean"], prune={"save": "all"})
+    recipe.write_text(shared.to_yaml(), encoding="utf-8")
+    (checkpoint,) = (run_recipe(shared).folder / "pruned").iterdir()
+    weights = (checkpoint / "model.safetensors").read_bytes()
+    shutil.rmtree(checkpoint)
+    (folder / "run" / "statistics.safetensors").unlink()  # a stage of all processes, which fitting comes back to
+    launch("run", str(recipe))
+    assert (checkpoint / "model.safetensors").read_bytes() == weights
 
 
 def test_covariances_are_collected_once_and_only_for_a_recipe_that_needs_them(
@@ -250,6 +283,9 @@ def test_overwriting_leaves_no_model_of_the_earlier_recipe(folder: Path) -> None
     run_recipe(tiny_recipe(folder))
     result = run_recipe(tiny_recipe(folder, prune={"ratio": 0.5}, compensation="mean"), overwrite=True)
     assert [checkpoint.name for checkpoint in (result.folder / "pruned").iterdir()] == ["path--mean--0.5"]
+    assert {plan.stem for plan in (result.folder / "plans").iterdir()} == {
+        row["variant_id"] for row in result.metrics if row["criterion"]
+    }
 
 
 def test_an_artifact_that_cannot_be_read_is_made_again(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

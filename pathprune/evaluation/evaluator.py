@@ -29,6 +29,7 @@ from pathprune.evaluation.metrics import (
     PerClassAccuracy,
     TopKAccuracy,
 )
+from pathprune.files import written_whole
 from pathprune.models.adapt import evaluating, model_device
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -88,9 +89,8 @@ class Evaluation:
             columns["reference_predictions"] = self.reference_predictions
         names = list(self.class_names) if self.class_names is not None else None
         about = {"num_classes": self.num_classes, "class_names": names, "description": self.description}
-        partial = path.with_name(path.name + ".partial")
-        save_file(columns, partial, metadata={"format": _FORMAT, "version": _VERSION, "about": json.dumps(about)})
-        partial.replace(path)
+        with written_whole(path) as part:
+            save_file(columns, part, metadata={"format": _FORMAT, "version": _VERSION, "about": json.dumps(about)})
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:

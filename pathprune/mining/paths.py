@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pathprune.mining.records import Settings, check_same_mining, described, description, written_whole
+from pathprune.files import written_whole
+from pathprune.mining.records import Settings, check_same_mining, described, description
 
 KINDS = ("count", "mass", "published-mass")
 COLUMNS = ("indices", "labels", "predictions", "targets", "jas", "paths")  # of a path set

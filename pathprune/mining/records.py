@@ -1,4 +1,4 @@
-"""How the records of a mining run describe themselves on disk, and how they are written: whole or not at all.
+"""How the records of a mining run describe themselves on disk.
 
 Every record carries a JSON description (schema version, site names, class names, settings) under the key `pathprune` of
 its metadata: that of the safetensors file of class statistics, and that of the parquet file of paths.
@@ -7,9 +7,7 @@ its metadata: that of the safetensors file of class statistics, and that of the 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,25 +54,3 @@ def described(text: str | None, file: Path | str, expected: str) -> dict[str, An
             f"{SCHEMA_VERSION}; mine again, or install the pathprune that wrote it"
         )
     return content
-
-
-@contextmanager
-def written_whole(file: Path) -> Iterator[Path]:
-    """A path to write to that takes `file`'s place, on the disk too, when all went well, and is removed otherwise."""
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        yield part
-        _flush(part)
-        part.replace(file)
-        _flush(file.parent)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    """Have what the system holds of a file or folder written to the disk, so that a power cut does not undo it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -23,8 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pathprune.files import written_whole
 from pathprune.mining.paths import ClassStats, PathSet
-from pathprune.mining.records import SCHEMA_VERSION, Settings, written_whole
+from pathprune.mining.records import SCHEMA_VERSION, Settings
 
 log = logging.getLogger(__name__)
 

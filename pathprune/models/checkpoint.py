@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pathprune.files import written_whole
 from pathprune.models.adapt import adapt, evaluating, model_device
 from pathprune.models.architecture import Architecture, class_names_of, data_config_of
 from pathprune.models.weights import CheckpointError, fill_weights, read_weights
@@ -81,15 +81,11 @@ def save_pruned(
     except TypeError as error:
         raise CheckpointError(f"provenance and data_config must be plain JSON data: {error}") from error
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-        written = Path(scratch) / "new"
-        written.mkdir()
-        (written / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
-        save_file(tensors, written / WEIGHTS_FILE, metadata={"format": "pt"})
-        _check_reload(model, written, config, folder)
-        if folder.exists():
-            folder.rename(Path(scratch) / "old")
-        written.rename(folder)
+    with written_whole(folder) as part:
+        part.mkdir()
+        (part / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        save_file(tensors, part / WEIGHTS_FILE, metadata={"format": "pt"})
+        _check_reload(model, part, config, folder)
     return folder
 
 
