@@ -1,6 +1,6 @@
 """Evaluate models: accuracy with intervals, agreement, cost and latency."""
 
-from pathprune.evaluation.cost import count_macs, count_params, mlp_mac_share, size_on_disk
+from pathprune.evaluation.cost import count_macs, count_params, mlp_mac_share, neuron_cost, size_on_disk
 from pathprune.evaluation.evaluator import Evaluation, check_same_images, evaluate_model
 from pathprune.evaluation.intervals import Interval, PairedComparison, Retention, compare, retention, top1_ci
 from pathprune.evaluation.latency import LatencyResult, Speedup, measure_latency, speedup
@@ -19,6 +19,7 @@ __all__ = [
     "evaluate_model",
     "measure_latency",
     "mlp_mac_share",
+    "neuron_cost",
     "retention",
     "size_on_disk",
     "speedup",

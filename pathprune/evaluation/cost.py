@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -10,6 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pathprune.models.adapt import adapt, evaluating
+from pathprune.models.graph import trace_sites
+from pathprune.models.seam import AdaptedModel
+from pathprune.pruning.budget import Cost
 
 
 def count_params(model: nn.Module) -> int:
@@ -30,6 +34,33 @@ def mlp_mac_share(model: nn.Module, image_size: int | tuple[int, int], *, num_ch
     macs = _macs_by_module(model, image_size, num_channels)
     mlps = [site.name.rpartition(".")[0] for site in adapt(model).sites]
     return sum(macs[f"{type(model).__name__}.{mlp}"] for mlp in mlps) / macs["Global"]
+
+
+def neuron_cost(
+    adapted: AdaptedModel,
+    kind: Literal["params", "macs"],
+    image_size: int | tuple[int, int],
+    *,
+    num_channels: int = 3,
+) -> Cost:
+    """What the model costs as `count_params` or `count_macs` say, and what of it goes with each neuron of a site."""
+    traced = trace_sites(adapted)
+    model = traced.adapted.model
+    names = {module: name for name, module in model.named_modules()}
+    macs = _macs_by_module(model, image_size, num_channels) if kind == "macs" else {}
+    per_neuron = {}
+    for site in traced.adapted.sites:
+        layers = {dependency.target.module for dependency, _ in traced.group(site, [0])}
+        linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+        if kind == "macs":
+            whole = sum(macs[f"{type(model).__name__}.{names[layer]}"] for layer in linear)
+            per_neuron[site.name] = whole / site.width
+        else:
+            before = count_params(model)
+            traced.group(site, [0]).prune()
+            per_neuron[site.name] = before - count_params(model)
+    total = count_macs(adapted.model, image_size, num_channels=num_channels) if kind == "macs" else count_params(adapted.model)
+    return Cost(float(total), per_neuron)
 
 
 def size_on_disk(path: str | Path) -> int:

@@ -6,20 +6,30 @@ multiple of `round_to` below it that is at least `min_width`.
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pathprune.models.seam import NeuronSite
+from pathprune.pruning.allocation import (
+    Curve,
+    Ladder,
+    Step,
+    allowed_widths,
+    damage_steps,
+    score_steps,
+    uniform_ladder,
+    valued_ladder,
+)
+from pathprune.pruning.budget import Cost, nearest_rung
 from pathprune.scoring.scores import Scores, checked_scores
 
-_LOGGER = logging.getLogger(__name__)
+Scope = Literal["uniform", "global"]
+Normalize = Literal["none", "mean", "damage"]
 
 
 class PlanRow(NamedTuple):
@@ -91,143 +101,170 @@ class PrunePlan:
         )
 
 
+@dataclass(frozen=True)
+class PlanLadder:
+    """Plans from wide to narrow: which columns stay on each rung of a ladder of widths."""
+
+    ladder: Ladder
+    ranking: Mapping[str, Tensor]  # columns by site, best first
+    blocks: Mapping[str, int]
+    competing: Sequence[str]  # sites whose width the budget decides
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The dense width of every site."""
+        return {name: len(columns) for name, columns in self.ranking.items()}
+
+    def plan(self, rung: int) -> PrunePlan:
+        """The plan of a rung."""
+        widths = self.ladder.widths(rung)
+        kept = {name: columns[: widths[name]].sort().values for name, columns in self.ranking.items()}
+        return PrunePlan(kept=kept, widths=self.widths, blocks=self.blocks)
+
+    def removed(self, cost: Cost | None = None) -> list[float]:
+        """The share removed on every rung: of `cost`, or of the neurons that compete."""
+        if cost is None:
+            widths = self.widths
+            cost = Cost(sum(widths[name] for name in self.competing) or 1, dict.fromkeys(self.competing, 1))
+        return cost.removed(self.ladder, dense=self.widths)
+
+
 def make_plan(
     scores: Scores,
     *,
     sites: Sequence[NeuronSite],
     ratio: float = 0.5,
-    scope: Literal["uniform", "global"] = "uniform",
-    normalize: Literal["none", "mean"] = "none",
+    cost: Cost | None = None,
+    scope: Scope = "uniform",
+    normalize: Normalize = "none",
+    damage: Mapping[str, Curve] | None = None,
     round_to: int = 1,
     min_width: int = 1,
     block_ratios: Mapping[int, float] | None = None,
     exclude_blocks: Collection[int] = (),
 ) -> PrunePlan:
-    """Keep the best-scored neurons of each site; equal scores are kept in order of site, then column.
+    """Keep the best-scored neurons of each site, so many that `ratio` goes; the other settings are `plan_ladder`'s.
 
-    - scope: `uniform` removes `ratio` of every block: its kept width is the allowed width nearest to what is asked,
-      the wider of two. `global` removes the lowest-scored neurons wherever they are, until `ratio` of all that compete
-      is gone, to within `round_to / 2` neurons; a block that reaches its smallest allowed width gives no more, others
-      give in its place.
-    - normalize: how `global` makes blocks comparable: `none` takes scores as they are, since it is for the criterion to
-      say (a loss change, LAMP and path mass compare across blocks); `mean` divides by the block's mean, for those that
-      do not (a variance or a weight norm depends on the block's scale).
-    - block_ratios: blocks with a ratio of their own; they do not compete with the others.
-    - exclude_blocks: blocks that keep every neuron.
-
-    Raises ValueError for settings out of range, and where `min_width` makes the total of `global` impossible. A uniform
-    block that `min_width` keeps above its ratio is logged.
+    `ratio` is the fraction removed of `cost` (see `evaluation.neuron_cost`), or of the neurons in the blocks that
+    compete. It is met by the nearest rung of the ladder, the wider of two; BudgetError says what the nearest is where
+    no rung comes within one point or one step.
     """
     _check_ratio("ratio", ratio)
+    plans = plan_ladder(
+        scores,
+        sites=sites,
+        cost=cost,
+        scope=scope,
+        normalize=normalize,
+        damage=damage,
+        round_to=round_to,
+        min_width=min_width,
+        block_ratios=block_ratios,
+        exclude_blocks=exclude_blocks,
+    )
+    if cost is None and not plans.competing:
+        return plans.plan(0)
+    of = "these neurons" if cost is None else "the whole model's cost"
+    return plans.plan(nearest_rung(plans.removed(cost), ratio=ratio, of=of))
+
+
+def plan_ladder(
+    scores: Scores,
+    *,
+    sites: Sequence[NeuronSite],
+    cost: Cost | None = None,
+    scope: Scope = "uniform",
+    normalize: Normalize = "none",
+    damage: Mapping[str, Curve] | None = None,
+    round_to: int = 1,
+    min_width: int = 1,
+    block_ratios: Mapping[int, float] | None = None,
+    exclude_blocks: Collection[int] = (),
+) -> PlanLadder:
+    """Every plan that a budget can stop at; equal scores are kept in order of site, then column.
+
+    - scope: `uniform` narrows every block by the same share; `global` removes what is worth least wherever it is, and
+      a block that reaches its smallest allowed width gives no more, others give in its place.
+    - normalize: how `global` makes blocks comparable: `none` takes scores as they are, since it is for the criterion to
+      say (a loss change, LAMP and path mass compare across blocks); `mean` divides by the block's mean, for those that
+      do not (a variance or a weight norm depends on the block's scale); `damage` takes the widths from `damage` curves
+      by site (see `measure_damage`), per neuron's `cost`, and only the order within a block from the scores.
+    - block_ratios: blocks with a ratio of their own, of their neurons; they do not compete with the others.
+    - exclude_blocks: blocks that keep every neuron.
+
+    Raises ValueError for settings out of range, and BudgetError for a block ratio that `min_width` does not allow.
+    """
     block_ratios = dict(block_ratios or {})
     for block, own_ratio in block_ratios.items():
         _check_ratio(f"ratio of block {block}", own_ratio)
     _check_blocks(sites, block_ratios=block_ratios, excluded=exclude_blocks)
     _check_choice("scope", scope, ("uniform", "global"))
-    _check_choice("normalize", normalize, ("none", "mean"))
+    _check_choice("normalize", normalize, ("none", "mean", "damage"))
     if round_to < 1:
         raise ValueError(f"round_to {round_to}: must be at least 1, the number that kept widths are multiples of")
 
     ranked = {name: _Ranked.of(site_scores) for name, site_scores in checked_scores(scores, sites=sites).items()}
-    keep = {site.name: site.width for site in sites}
-    competing = []
+    fixed: dict[str, int] = {}
+    allowed: dict[str, list[int]] = {}
     for site in sites:
         if site.block in exclude_blocks:
+            fixed[site.name] = site.width
             continue
         _check_min_width(site, min_width)
-        own = block_ratios.get(site.block, ratio if scope == "uniform" else None)
+        widths = allowed_widths(site.width, round_to=round_to, min_width=min_width)
+        own = block_ratios.get(site.block)
         if own is None:
-            competing.append(site)
+            allowed[site.name] = widths
         else:
-            keep[site.name] = _nearest_width(site, ratio=own, round_to=round_to, min_width=min_width)
-    keep |= _compete(competing, ranked, ratio=ratio, normalize=normalize, round_to=round_to, min_width=min_width)
-    return PrunePlan(
-        kept={site.name: ranked[site.name].order[: keep[site.name]].sort().values for site in sites},
-        widths={site.name: site.width for site in sites},
+            removed = [1 - width / site.width for width in reversed(widths)]
+            fixed[site.name] = widths[-1 - nearest_rung(removed, ratio=own, of=f"the neurons of block {site.block}")]
+    return PlanLadder(
+        _ladder(allowed, ranked, fixed=fixed, cost=cost, scope=scope, normalize=normalize, damage=damage),
+        ranking={site.name: ranked[site.name].order for site in sites},
         blocks={site.name: site.block for site in sites},
+        competing=tuple(allowed),
     )
 
 
 class _Ranked(NamedTuple):
     order: Tensor  # columns, best first
-    values: Tensor  # their scores
+    values: list[float]  # their scores
 
     @classmethod
     def of(cls, scores: Tensor) -> _Ranked:
         values, order = scores.sort(descending=True, stable=True)
-        return cls(order, values)
+        return cls(order, values.tolist())
 
 
-def _allowed_widths(site: NeuronSite, *, round_to: int, min_width: int) -> list[int]:
-    """Ascending, at least one."""
-    smallest = math.ceil(min_width / round_to) * round_to
-    return [*range(smallest, site.width, round_to), site.width]
-
-
-def _nearest_width(site: NeuronSite, *, ratio: float, round_to: int, min_width: int) -> int:
-    asked = site.width * (1 - ratio)
-    allowed = _allowed_widths(site, round_to=round_to, min_width=min_width)
-    # rounded, since 15 * (1 - 0.9) is not 1.5 in binary; the wider of two equally near
-    kept = min(allowed, key=lambda width: (round(abs(width - asked), 9), -width))
-    if kept == allowed[0] and kept - asked > max(1, round_to / 2):
-        _LOGGER.warning(
-            "block %d keeps %d of %d neurons where ratio %g asks for %g: min_width %d and round_to %d allow no fewer",
-            *(site.block, kept, site.width, ratio, asked, min_width, round_to),
-        )
-    return kept
-
-
-def _compete(
-    sites: Sequence[NeuronSite],
+def _ladder(
+    allowed: Mapping[str, Sequence[int]],
     ranked: Mapping[str, _Ranked],
     *,
-    ratio: float,
-    normalize: str,
-    round_to: int,
-    min_width: int,
-) -> dict[str, int]:
-    """Kept widths that together keep `1 - ratio`, by score; each site's neurons come in steps of allowed widths."""
-    allowed = {site.name: _allowed_widths(site, round_to=round_to, min_width=min_width) for site in sites}
-    keep = {name: widths[0] for name, widths in allowed.items()}
-    width = sum(site.width for site in sites)
-    asked = width * (1 - ratio)
-    reached = sum(keep.values())
-    if reached - asked > max(1, round_to / 2):
-        raise ValueError(
-            f"ratio {ratio:g} cannot be met with min_width {min_width} and round_to {round_to}: at most "
-            f"{1 - reached / width:.4g} of these {width} neurons can be removed; lower the ratio or min_width"
-        )
-    steps = sorted(
-        (step for site in sites for step in _steps(site.name, allowed[site.name], ranked[site.name], normalize)),
-        key=lambda step: -step.score,
-    )
-    for step in steps:
-        if round(reached + step.size / 2 - asked, 9) > 0:
-            break
-        keep[step.name] += step.size
-        reached += step.size
-    return keep
+    fixed: Mapping[str, int],
+    cost: Cost | None,
+    scope: Scope,
+    normalize: Normalize,
+    damage: Mapping[str, Curve] | None,
+) -> Ladder:
+    if scope == "uniform":
+        return uniform_ladder(allowed, fixed=fixed)
+    steps: list[Step] = []
+    for name, widths in allowed.items():
+        if normalize == "damage":
+            if damage is None or name not in damage:
+                raise ValueError(f"normalize 'damage' needs a damage curve of {name}; see measure_damage")
+            steps += damage_steps(name, widths, damage[name], cost=cost.per_neuron[name] if cost else 1.0)
+        else:
+            values = ranked[name].values
+            steps += score_steps(name, widths, values, scale=_mean(name, values) if normalize == "mean" else 1.0)
+    return valued_ladder(steps, allowed=allowed, fixed=fixed)
 
 
-class _Step(NamedTuple):
-    name: str
-    size: int
-    score: float
-
-
-def _steps(name: str, widths: Sequence[int], ranked: _Ranked, normalize: str) -> Iterator[_Step]:
-    """The steps from each allowed width of a site to the next, with the mean score of the neurons they add."""
-    values = ranked.values.tolist()
-    scale = 1.0
-    if normalize == "mean":
-        scale = math.fsum(values) / len(values)
-        if scale <= 0:
-            raise ValueError(f"normalize 'mean' needs scores of a positive mean; that of {name} is {scale:g}")
-    score = math.inf
-    for low, high in pairwise(widths):
-        # never above the step before, not even by rounding, so that sorting leaves a site's steps in order
-        score = min(score, math.fsum(values[low:high]) / (high - low) / scale)
-        yield _Step(name, high - low, score)
+def _mean(name: str, values: Sequence[float]) -> float:
+    mean = math.fsum(values) / len(values)
+    if mean <= 0:
+        raise ValueError(f"normalize 'mean' needs scores of a positive mean; that of {name} is {mean:g}")
+    return mean
 
 
 def _check_ratio(what: str, ratio: float) -> None:

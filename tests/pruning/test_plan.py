@@ -8,6 +8,7 @@ from torch import nn
 
 from pathprune.models.seam import NeuronSite
 from pathprune.pruning import PrunePlan, make_plan
+from pathprune.pruning.budget import BudgetError, Cost
 
 
 def sites_of(*widths: int) -> list[NeuronSite]:
@@ -86,14 +87,8 @@ def test_a_uniform_width_is_the_nearest_allowed_and_the_wider_of_two():
     assert width(20, 0.05, round_to=8) == 20  # 19: the dense width is allowed as it is
     assert width(20, 0.15, round_to=8) == 16  # 17
     assert width(64, 0.0, round_to=48) == 64
-    assert width(64, 0.9, min_width=12) == 12
-    assert width(64, 0.9, min_width=12, round_to=8) == 16
-
-
-def test_a_block_that_min_width_keeps_above_its_ratio_is_logged(caplog):
-    plan = random_plan(64, ratio=0.9, min_width=32)
-    assert kept_widths(plan) == [32]
-    assert "block 0 keeps 32 of 64 neurons where ratio 0.9 asks for 6.4" in caplog.text
+    assert width(64, 0.82, min_width=12) == 12  # 11.52, within a step
+    assert width(64, 0.85, min_width=12, round_to=8) == 16  # 9.6: min_width, rounded up
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -149,16 +144,44 @@ def test_blocks_with_their_own_ratio_and_excluded_blocks_do_not_compete():
         ({"min_width": 0}, "min_width 0"),
         ({"round_to": 0}, "round_to 0"),
         ({"scope": "local"}, "scope 'local': choose from uniform, global"),
-        ({"normalize": "max"}, "normalize 'max': choose from none, mean"),
-        (
-            {"ratio": 0.9, "min_width": 6, "scope": "global"},
-            r"ratio 0\.9 cannot be met with min_width 6 and round_to 1: at most 0\.25 of these 16 neurons",
-        ),
+        ({"normalize": "max"}, "normalize 'max': choose from none, mean, damage"),
+        ({"ratio": 0.9, "min_width": 6}, r"no plan removes 0\.9 of these neurons: at most 0\.25 can go; ask for 0\.25"),
+        ({"ratio": 0.9, "min_width": 6, "scope": "global"}, "at most 0.25 can go"),
+        ({"block_ratios": {1: 0.9}, "min_width": 4}, r"0\.9 of the neurons of block 1: at most 0\.5 can go"),
+        ({"scope": "global", "normalize": "damage"}, r"needs a damage curve of blocks\.0\.mlp\.fc2"),
     ],
 )
 def test_settings_that_no_plan_can_meet_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         random_plan(8, 8, **settings)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("scope", ["uniform", "global"])
+@pytest.mark.parametrize("round_to", [1, 4])
+def test_a_share_of_the_whole_models_cost_is_met_to_a_point_or_a_step(seed, scope, round_to):
+    widths = [64, 48, 80]
+    cost = Cost(total=6000.0, per_neuron=dict(zip([s.name for s in sites_of(*widths)], [20, 30, 25], strict=True)))
+    plan = random_plan(*widths, seed=seed, ratio=0.4, cost=cost, scope=scope, round_to=round_to, min_width=2)
+    removed = sum(cost.per_neuron[row.site] * (row.width - row.kept) for row in plan.table()) / cost.total
+    step = round_to * (75 if scope == "uniform" else 30) / cost.total  # uniform takes one of every block at a time
+    assert abs(removed - 0.4) <= max(0.01, step)
+    assert all(row.kept >= 2 for row in plan.table())
+
+
+def test_more_than_the_neurons_of_the_whole_models_cost_is_refused_with_the_nearest():
+    cost = Cost(total=100.0, per_neuron={"blocks.0.mlp.fc2": 3.0, "blocks.1.mlp.fc2": 3.0})
+    with pytest.raises(BudgetError, match=r"removes 0\.5 of the whole model's cost: at most 0\.42 can go; ask for 0\.42"):
+        random_plan(8, 8, ratio=0.5, cost=cost)
+
+
+def test_damage_decides_the_widths_and_scores_the_neurons():
+    damage = {"blocks.0.mlp.fc2": [(4, 0.0), (1, 9.0)], "blocks.1.mlp.fc2": [(4, 0.0), (2, 0.2), (1, 4.2)]}
+    rows = [1.0, 4, 2, 3], [0.1, 0.2, 0.4, 0.3]
+    plan = plan_of(*rows, ratio=0.25, scope="global", normalize="damage", damage=damage)
+    assert kept(plan) == [[0, 1, 2, 3], [2, 3]]  # two at 0.1 each
+    plan = plan_of(*rows, ratio=0.5, scope="global", normalize="damage", damage=damage)
+    assert kept(plan) == [[1, 3], [2, 3]]  # then two at 3 each, rather than one at 4
 
 
 def test_normalising_by_a_mean_that_is_not_positive_is_refused():
