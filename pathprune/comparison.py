@@ -21,6 +21,7 @@ from pathprune.evaluation import (
     top1_ci,
 )
 from pathprune.experiment import Experiment
+from pathprune.planning import Planned
 from pathprune.pruning import PrunePlan, prune
 from pathprune.runs import key_of
 from pathprune.variants import Variant
@@ -33,8 +34,10 @@ def dense_row(experiment: Experiment, evaluation: Evaluation) -> dict[str, Any]:
         "criterion": None,
         "compensation": None,
         "tokens": None,
-        "budget_kind": "neurons",
+        "budget_kind": experiment.recipe.prune.budget,
         "budget": 0.0,
+        "budget_reached": 0.0,
+        "budget_spread": None,
         "neurons_removed": 0.0,
         **_measured(experiment, experiment.model, evaluation, evaluation),
         "kept_widths": [site.width for site in experiment.adapted.sites],
@@ -46,7 +49,7 @@ def dense_row(experiment: Experiment, evaluation: Evaluation) -> dict[str, Any]:
 def pruned_row(
     experiment: Experiment,
     variant: Variant,
-    plan: PrunePlan,
+    planned: Planned,
     model: nn.Module,
     evaluation: Evaluation,
     *,
@@ -60,11 +63,13 @@ def pruned_row(
         "criterion_options": variant.criterion.model_dump(mode="json", exclude_defaults=True),
         "compensation": variant.compensation.name,
         "tokens": variant.criterion.needs_mining,
-        "budget_kind": "neurons",
-        "budget": variant.budget,
-        "neurons_removed": plan.neurons_removed,
+        "budget_kind": variant.budget.kind,
+        "budget": variant.budget.amount,
+        "budget_reached": planned.reached,
+        "budget_spread": planned.spread and list(planned.spread),
+        "neurons_removed": planned.plan.neurons_removed,
         **_measured(experiment, model, evaluation, dense),
-        "kept_widths": [len(kept) for kept in plan.kept.values()],
+        "kept_widths": [len(kept) for kept in planned.plan.kept.values()],
         "checkpoint": checkpoint and str(checkpoint.relative_to(experiment.folder.path)),
         "checkpoint_bytes": checkpoint and size_on_disk(checkpoint),
     }
@@ -108,14 +113,7 @@ def add_latency(experiment: Experiment, rows: list[dict[str, Any]], plans: Mappi
 
     timings = experiment.folder.json_artifact(
         "latency.json",
-        key=key_of(
-            model=experiment.model_key,
-            widths=sorted(chosen),
-            batch_size=config.latency_batch_size,
-            repeats=config.latency_repeats,
-            precision=experiment.recipe.mixed_precision,
-            device=str(experiment.accelerator.device),
-        ),
+        key=key_of(widths=sorted(chosen), latency=experiment.latency_key()),
         make=measure,
     )
     for row in rows:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -29,7 +29,7 @@ from pathprune.models.checkpoint import load_pruned, save_pruned
 from pathprune.models.loading import LoadedModel, load_model
 from pathprune.models.seam import AdaptedModel
 from pathprune.progress import image_progress
-from pathprune.pruning import PrunePlan, make_plan, prune
+from pathprune.pruning import PrunePlan, prune
 from pathprune.pruning.compensation import parse_compensation
 from pathprune.recipe import Recipe
 from pathprune.runs import RunFolder, key_of
@@ -178,8 +178,13 @@ class Experiment:
         """Activation statistics of the dense model on the calibration images; with covariances if a step needs any."""
         if self._statistics is None:
             config = self.recipe.score
-            covariance = any(parse_criterion(spec).needs_covariance for spec in config.criteria) or any(
-                parse_compensation(spec).needs_covariance for spec in self.recipe.compensation
+            compensations = [parse_compensation(spec) for spec in self.recipe.compensation]
+            # damage is measured with least squares in place of a compensation that fits block after block
+            stands_in = self.recipe.prune.normalize == "damage" and any(each.needs_batches for each in compensations)
+            covariance = (
+                any(parse_criterion(spec).needs_covariance for spec in config.criteria)
+                or any(each.needs_covariance for each in compensations)
+                or stands_in
             )
 
             def collect() -> ActivationStatistics:
@@ -227,21 +232,6 @@ class Experiment:
                 f"scores/{label(criterion)}.safetensors", key=key, make=compute, save=save_file, load=load_file
             )
 
-    def plan(self, criterion: Criterion, budget: float) -> PrunePlan:
-        """Which neurons this criterion keeps at this budget."""
-        config = self.recipe.prune
-        return make_plan(
-            self.scores(criterion),
-            sites=self.adapted.sites,
-            ratio=budget,
-            scope=config.scope,
-            normalize=config.normalize,
-            round_to=config.round_to,
-            min_width=config.min_width,
-            block_ratios=config.block_ratios,
-            exclude_blocks=config.exclude_blocks,
-        )
-
     def pruned(self, variant: Variant, plan: PrunePlan) -> AdaptedModel:
         """A pruned and compensated copy of the model."""
         compensation = variant.compensation
@@ -254,18 +244,24 @@ class Experiment:
         )
 
     def evaluation(
-        self, name: str, model: Callable[[], nn.Module], *, reference: Evaluation | None = None, key: str = ""
+        self,
+        name: str,
+        model: Callable[[], nn.Module],
+        *,
+        reference: Evaluation | None = None,
+        key: str = "",
+        use: Literal["evaluate", "validation"] = "evaluate",
     ) -> Evaluation:
-        """Outcomes of `model()` on the evaluation images; shared by all processes."""
+        """Outcomes of `model()` on the images of `use`; shared by all processes."""
         config = self.recipe.evaluate
         artifact = f"evaluations/{name}.safetensors"
-        full_key = self.evaluation_key(key)
+        full_key = self.evaluation_key(key, use=use)
         current = self.folder.is_current(artifact, key=full_key)
         self.accelerator.wait_for_everyone()
         if current:
             return Evaluation.load(self.folder.path / artifact)
-        images = self.splits.images("evaluate")
-        loader = self.splits.batches("evaluate", batch_size=config.batch_size)
+        images = self.splits.images(use)
+        loader = self.splits.batches(use, batch_size=config.batch_size)
         with image_progress(disable=not self.accelerator.is_main_process) as progress:
             task = progress.add_task(f"evaluating {name}", total=len(images), note="")
             made = evaluate_model(
@@ -285,11 +281,11 @@ class Experiment:
             load=Evaluation.load,
         )
 
-    def evaluation_key(self, key: str) -> str:
+    def evaluation_key(self, key: str, *, use: Literal["evaluate", "validation"] = "evaluate") -> str:
         """Key of an evaluation: of the pruned model, the images and the precision."""
         return key_of(
             model=self.model_key,
-            images=self.splits.key("evaluate"),
+            images=self.splits.key(use),
             pruned=key,
             precision=self.recipe.mixed_precision,
         )
@@ -327,6 +323,17 @@ class Experiment:
             self.folder.artifact(name, key=key, make=lambda: made, save=save, load=load_pruned)
             self.accelerator.wait_for_everyone()
         return self.folder.path / name
+
+    def latency_key(self) -> str:
+        """Key of how models are timed."""
+        config = self.recipe.evaluate
+        return key_of(
+            model=self.model_key,
+            batch_size=config.latency_batch_size,
+            repeats=config.latency_repeats,
+            precision=self.recipe.mixed_precision,
+            device=str(self.accelerator.device),
+        )
 
     def latency_images(self) -> Tensor:
         """One batch of noise at the model's input size: latency does not depend on the content."""

@@ -17,6 +17,7 @@ from pathprune.comparison import add_latency, dense_row, pruned_row
 from pathprune.evaluation import Evaluation
 from pathprune.experiment import Experiment
 from pathprune.models.checkpoint import load_pruned
+from pathprune.planning import Planned, Planner
 from pathprune.pruning import PrunePlan
 from pathprune.recipe import Recipe
 from pathprune.recovery import train
@@ -46,18 +47,22 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
     experiment = Experiment(recipe, overwrite=overwrite)
     folder = experiment.folder
     experiment.splits.check_disjoint("mine", "calibrate")
+    if recipe.prune.max_drop is not None:
+        experiment.splits.check_disjoint("mine", "calibrate", "validation")
     folder.write_json("environment.json", _environment(experiment))
     dense = experiment.evaluation("dense", lambda: experiment.model)
     evaluations = {"dense": dense}
     rows = [dense_row(experiment, dense)]
     plans: dict[str, PrunePlan] = {}
+    planner = Planner(experiment)
     for variant in variants(recipe):
-        plan = plans[variant.id] = experiment.plan(variant.criterion, variant.budget)
+        planned = planner.plan(variant)
+        plan = plans[variant.id] = planned.plan
         folder.json_artifact(f"plans/{variant.id}.json", key=key_of(plan=plan.to_dict()), make=plan.to_dict)
-        row, evaluations[variant.id] = _compared(experiment, variant, plan, dense)
+        row, evaluations[variant.id] = _compared(experiment, variant, planned, dense)
         rows.append(row)
         folder.write_metrics(rows)
-    folder.forget_unused("evaluations/", "plans/", "pruned/", "rows/")
+    folder.forget_unused("evaluations/", "plans/", "pruned/", "rows/", "budgets/", "damage/")
     if folder.main:
         if recipe.evaluate.latency:  # by one process alone: others would disturb it
             add_latency(experiment, rows, plans)
@@ -82,21 +87,28 @@ def mine_recipe(recipe: Recipe, *, overwrite: bool = False) -> list[Path]:
 
 
 def plan_recipe(recipe: Recipe, *, overwrite: bool = False) -> dict[str, PrunePlan]:
-    """The plan of every criterion and budget, by a label for people; nothing is pruned."""
+    """The plan of every criterion and budget, by a label for people, and of every compensation where that matters.
+
+    Nothing is pruned, but for what a search needs.
+    """
     experiment = Experiment(recipe, overwrite=overwrite)
-    return {
-        f"{label(criterion)} at {budget:.0%}": experiment.plan(criterion, budget)
-        for budget in recipe.prune.ratio
-        for criterion in map(parse_criterion, recipe.score.criteria)
-    }
+    planner = Planner(experiment)
+    depends = recipe.prune.max_drop is not None or recipe.prune.normalize == "damage"
+    plans = {}
+    for variant in variants(recipe):
+        name = label(variant.criterion) + (f" with {label(variant.compensation)}" if depends else "")
+        title = f"{name} at {variant.budget}"
+        if title not in plans:
+            plans[title] = planner.plan(variant).plan
+    return plans
 
 
 def prune_recipe(recipe: Recipe, *, overwrite: bool = False) -> list[Path]:
     """Prune, and save a checkpoint of every variant, whatever `prune.save` says; returns their folders."""
     experiment = Experiment(recipe, overwrite=overwrite)
-    folders = []
+    planner, folders = Planner(experiment), []
     for variant in variants(recipe):
-        plan = experiment.plan(variant.criterion, variant.budget)
+        plan = planner.plan(variant).plan
         folders.append(_save(experiment, variant, plan, lambda: experiment.pruned(variant, plan).model))  # noqa: B023
     return folders
 
@@ -148,10 +160,10 @@ def finetune_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
 
 
 def _compared(
-    experiment: Experiment, variant: Variant, plan: PrunePlan, dense: Evaluation
+    experiment: Experiment, variant: Variant, planned: Planned, dense: Evaluation
 ) -> tuple[dict[str, Any], Evaluation]:
     """Row and evaluation of a variant; its model is made only if either, or its checkpoint, is not there yet."""
-    folder, saved = experiment.folder, _is_saved(experiment.recipe, variant)
+    folder, plan, saved = experiment.folder, planned.plan, _is_saved(experiment.recipe, variant)
     key = experiment.variant_key(variant, plan)
     name, row_key = f"rows/{variant.id}.json", key_of(evaluation=experiment.evaluation_key(key), saved=saved)
     model = cache(lambda: experiment.pruned(variant, plan).model)
@@ -160,7 +172,7 @@ def _compared(
     checkpoint = _save(experiment, variant, plan, model) if saved else None
     if known:
         return known[0], evaluation
-    row = pruned_row(experiment, variant, plan, model(), evaluation, dense=dense, checkpoint=checkpoint)
+    row = pruned_row(experiment, variant, planned, model(), evaluation, dense=dense, checkpoint=checkpoint)
     return folder.json_artifact(name, key=row_key, make=lambda: row), evaluation
 
 

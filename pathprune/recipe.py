@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -85,6 +85,7 @@ class SplitsConfig(_Section):
     mine: str = "train"
     calibrate: str = "train"
     train: str = "train"
+    validation: str | None = None
     evaluate: str = "test"
 
 
@@ -152,10 +153,16 @@ class PruneConfig(_Section):
     """How many neurons go, and from where. Ratios are the fraction *removed*."""
 
     ratio: Annotated[tuple[float, ...], BeforeValidator(_as_list)] = Field(
-        (0.5,), min_length=1, description="fraction of all MLP neurons removed: one number, or a list of budgets"
+        (0.5,), description="fraction removed of what `budget` says: one number, or a list"
+    )
+    budget: Literal["neurons", "params", "macs", "latency"] = Field(
+        "neurons", description="what ratio is a fraction of: MLP neurons, or the whole model's cost"
+    )
+    max_drop: float | None = Field(
+        None, ge=0, lt=100, description="instead of a ratio: points of top-1 that may be lost on data.splits.validation"
     )
     scope: Literal["uniform", "global"] = Field("uniform", description="the same share of every block, or by score")
-    normalize: Literal["none", "mean"] = Field("none", description="how a global budget compares blocks' scores")
+    normalize: Literal["none", "mean", "damage"] = Field("none", description="how a global budget compares blocks")
     round_to: int = Field(1, ge=1, description="kept widths are multiples of this; 8 or 64 suit GPUs")
     min_width: int = Field(1, ge=1, description="neurons that every block keeps")
     block_ratios: dict[int, float] = Field(default_factory=dict, description="fraction removed of single blocks")
@@ -165,6 +172,25 @@ class PruneConfig(_Section):
     save: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
         ("path",), description="criteria whose pruned models are saved; all: every one"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_budget(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("max_drop") is None:
+            return values
+        if values.get("ratio"):
+            raise ValueError("ratio and max_drop are both given; set one of them to null")
+        return {**values, "ratio": ()}
+
+    @model_validator(mode="after")
+    def _some_budget(self) -> Self:
+        if not self.ratio and self.max_drop is None:
+            raise ValueError("there is neither a ratio nor a max_drop; give one of them")
+        if self.normalize == "damage" and self.scope != "global":
+            raise ValueError(
+                "normalize 'damage' sets blocks' widths, which scope 'uniform' does not; use scope 'global'"
+            )
+        return self
 
     @field_validator("save")
     @classmethod
@@ -219,6 +245,12 @@ class Recipe(_Section):
         for compensation in value:
             parse_compensation(compensation)
         return _distinct(value)
+
+    @model_validator(mode="after")
+    def _validated_drop(self) -> Self:
+        if self.prune.max_drop is not None and self.data.splits.validation is None:
+            raise ValueError("prune.max_drop is found on images of its own; name their split in data.splits.validation")
+        return self
 
     @property
     def folder(self) -> Path:

@@ -8,8 +8,10 @@ mined/<tokens>/stats.safetensors, paths.parquet
 mining/<tokens>/                what is finished of a mining that is not
 statistics.safetensors          activation statistics of the calibration images
 scores/<criterion>.safetensors
+damage/<criterion>--<compensation>.json     what narrowing each block alone does to the answers
+budgets/latency-<ratio>-<key>.json          the rung whose measured latency meets the ratio
 plans/<variant>.json
-evaluations/<variant>.safetensors   outcome of every evaluation image
+evaluations/<variant>.safetensors   outcome of every evaluation image; in validation/, of a max_drop's
 rows/<variant>.json             the variant's row of metrics.jsonl, latency left out
 pruned/<variant>/               checkpoints
 latency.json, metrics.jsonl, retention.svg, retention.png

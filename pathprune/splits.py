@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -25,7 +26,7 @@ from pathprune.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
-Use = Literal["mine", "calibrate", "train", "evaluate"]
+Use = Literal["mine", "calibrate", "train", "validation", "evaluate"]
 
 
 class Splits:
@@ -52,10 +53,13 @@ class Splits:
                 "calibrate": recipe.score.num_images,
                 "evaluate": recipe.evaluate.num_images,
                 "train": None,
+                "validation": None,
             }[use]
+            split = getattr(recipe.data.splits, use)
+            assert split is not None, "the recipe checks that a split which is needed is named"
             images = read_split(
                 self._source,
-                getattr(recipe.data.splits, use),
+                split,
                 image_column=recipe.data.image_column,
                 label_column=recipe.data.label_column,
             )
@@ -88,10 +92,14 @@ class Splits:
         return images  # names of another kind, such as WordNet ids beside words: numbers must do
 
     def check_disjoint(self, *uses: Use) -> None:
-        """Refuse data in which an evaluation image is also used for `uses`."""
+        """Refuse data in which an evaluation image is also used for `uses`, or one of validation for the others."""
         for use in ("evaluate", *uses):
             self.images(use)
-        refuse_overlap(self._hashes["evaluate"], {use: self._hashes[use] for use in uses})
+        others: dict[str, list[bytes]] = {use: self._hashes[use] for use in uses if use != "validation"}
+        if "validation" in uses:
+            refuse_overlap(self._hashes["validation"], others)
+            others["validate"] = self._hashes["validation"]
+        refuse_overlap(self._hashes["evaluate"], others)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -106,10 +114,12 @@ class Splits:
         """Re-iterable batches in a fixed order."""
         return make_loader(self.images(use), batch_size=batch_size, num_workers=self._recipe.data.num_workers)
 
-    def calibration(self, description: str) -> TrackedBatches:
-        """Batches of calibration images that show a progress bar."""
-        batches = self.batches("calibrate", batch_size=self._recipe.score.batch_size)
-        return TrackedBatches(batches, description, len(self.images("calibrate")))
+    def calibration(self, description: str, *, num_images: int | None = None) -> TrackedBatches:
+        """Batches of calibration images, the first `num_images` of them, that show a progress bar."""
+        images = self.images("calibrate")
+        images = images.take(np.arange(len(images))[:num_images])
+        workers, batch_size = self._recipe.data.num_workers, self._recipe.score.batch_size
+        return TrackedBatches(make_loader(images, batch_size=batch_size, num_workers=workers), description, len(images))
 
     def key(self, use: Use) -> str:
         """Key of the images of one use, their labels and their order."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pathprune.pruning.compensation import Compensation, parse_compensation
+from pathprune.pruning import Budget, Compensation, parse_compensation
 from pathprune.recipe import Recipe
 from pathprune.runs import key_of
 from pathprune.scoring import Criterion, parse_criterion
@@ -16,12 +16,12 @@ class Variant:
 
     criterion: Criterion
     compensation: Compensation
-    budget: float  # fraction of all MLP neurons to remove
+    budget: Budget
 
     @property
     def id(self) -> str:
         """Unique within a recipe; also a file name."""
-        return f"{label(self.criterion)}--{label(self.compensation)}--{self.budget}"
+        return f"{label(self.criterion)}--{label(self.compensation)}--{self.budget.slug}"
 
 
 def label(step: Criterion | Compensation) -> str:
@@ -30,13 +30,21 @@ def label(step: Criterion | Compensation) -> str:
     return f"{step.name}-{key_of(**options)[:8]}" if options else step.name
 
 
+def budgets(recipe: Recipe) -> list[Budget]:
+    """What the recipe asks to remove, one model of every criterion and compensation each."""
+    config = recipe.prune
+    if config.max_drop is not None:
+        return [Budget("max-drop", config.max_drop)]
+    return [Budget(config.budget, ratio) for ratio in config.ratio]
+
+
 def variants(recipe: Recipe) -> list[Variant]:
     """Every pruned variant of a recipe: budgets, then criteria, then compensations."""
     criteria = [parse_criterion(spec) for spec in recipe.score.criteria]
     compensations = [parse_compensation(spec) for spec in recipe.compensation]
     return [
         Variant(criterion, compensation, budget)
-        for budget in recipe.prune.ratio
+        for budget in budgets(recipe)
         for criterion in criteria
         for compensation in compensations
     ]

@@ -26,6 +26,7 @@ STAGES = [
     {"runs"},
     {"splits", "variants"},
     {"experiment"},
+    {"planning"},
     {"comparison"},
     {"pipeline"},
     {"cli"},

@@ -32,7 +32,8 @@ from pathprune.pipeline import (
     prune_recipe,
     run_recipe,
 )
-from pathprune.pruning import parse_compensation
+from pathprune.planning import Planner
+from pathprune.pruning import Budget, parse_compensation
 from pathprune.recipe import RecipeError, load_recipe
 from pathprune.scoring import parse_criterion
 from pathprune.variants import Variant, label, variants
@@ -197,8 +198,8 @@ def test_another_calibration_set_makes_another_sequential_model(folder: Path) ->
     def key_with(num_images: int) -> str:
         recipe = tiny_recipe(folder, score={"num_images": num_images}, output=str(folder / f"run{num_images}"))
         opened = pipeline.Experiment(recipe)
-        variant = Variant(parse_criterion("magnitude-l2"), parse_compensation("sequential"), 0.5)
-        return opened.variant_key(variant, opened.plan(variant.criterion, 0.5))
+        variant = Variant(parse_criterion("magnitude-l2"), parse_compensation("sequential"), Budget("neurons", 0.5))
+        return opened.variant_key(variant, Planner(opened).plan(variant).plan)
 
     assert key_with(6) != key_with(12)
 
@@ -364,7 +365,9 @@ def test_variants_have_distinct_ids_even_where_only_options_differ() -> None:
     recipe = tiny_recipe(Path("x"), score={"criteria": ["path", {"name": "path", "importance": "count"}]})
     ids = [variant.id for variant in variants(recipe)]
     assert len(set(ids)) == len(ids) == 8
-    variant = Variant(parse_criterion({"name": "path", "reduce": "max"}), parse_compensation("mean"), 0.5)
+    variant = Variant(
+        parse_criterion({"name": "path", "reduce": "max"}), parse_compensation("mean"), Budget("neurons", 0.5)
+    )
     assert re.fullmatch(r"path-[0-9a-f]{8}--mean--0.5", variant.id)
     assert label(parse_criterion("path")) == "path"
 

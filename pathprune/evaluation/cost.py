@@ -59,7 +59,11 @@ def neuron_cost(
             before = count_params(model)
             traced.group(site, [0]).prune()
             per_neuron[site.name] = before - count_params(model)
-    total = count_macs(adapted.model, image_size, num_channels=num_channels) if kind == "macs" else count_params(adapted.model)
+    total = (
+        count_macs(adapted.model, image_size, num_channels=num_channels)
+        if kind == "macs"
+        else count_params(adapted.model)
+    )
     return Cost(float(total), per_neuron)
 
 

@@ -1,5 +1,6 @@
 """Plans of what to keep, and the narrower models they lead to."""
 
+from pathprune.pruning.budget import Budget, BudgetError, Cost
 from pathprune.pruning.compensation import (
     Compensation,
     CompensationContext,
@@ -8,19 +9,24 @@ from pathprune.pruning.compensation import (
     list_compensations,
     parse_compensation,
 )
+from pathprune.pruning.damage import measure_damage
 from pathprune.pruning.least_squares import LeastSquares
 from pathprune.pruning.masking import masked
-from pathprune.pruning.plan import PlanRow, PrunePlan, make_plan
+from pathprune.pruning.plan import PlanLadder, PlanRow, PrunePlan, make_plan, plan_ladder
 from pathprune.pruning.removal import prune
 from pathprune.pruning.sequential import Sequential
 from pathprune.pruning.surgery import apply_plan
 
 __all__ = [
+    "Budget",
+    "BudgetError",
     "Compensation",
     "CompensationContext",
+    "Cost",
     "LeastSquares",
     "MeanShift",
     "NoCompensation",
+    "PlanLadder",
     "PlanRow",
     "PrunePlan",
     "Sequential",
@@ -28,6 +34,8 @@ __all__ = [
     "list_compensations",
     "make_plan",
     "masked",
+    "measure_damage",
     "parse_compensation",
+    "plan_ladder",
     "prune",
 ]

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 Curve = Sequence[tuple[int, float]]
-"""How much harm a site's width does: `(width, damage)` pairs, its dense width and its smallest allowed one among them."""
+"""How much harm each width of a site does: `(width, damage)`, from its smallest allowed to its dense width."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def damage_steps(name: str, widths: Sequence[int], curve: Curve, *, cost: float 
     of a sum over sites).
     """
     hull = _lower_hull(curve)
-    damage = np.interp(widths, *zip(*hull, strict=True)).tolist()
+    damage = np.interp(widths, [width for width, _ in hull], [damage for _, damage in hull]).tolist()
     value = math.inf
     for (low, low_damage), (high, high_damage) in pairwise(zip(widths, damage, strict=True)):
         value = min(value, (low_damage - high_damage) / (high - low) / cost)  # as in score_steps

@@ -99,8 +99,8 @@ def measured_rung(
 ) -> tuple[int, Measured]:
     """The rung whose measured share meets `ratio`, within a point or within its quartiles at the end of the search.
 
-    `expected` are shares, rising from rung to rung, that the measured ones are roughly proportional to: the next rung to
-    measure is read off a line through the two around `ratio`. Each rung is measured once at most. Raises BudgetError
+    `expected` are shares, rising from rung to rung, that the measured ones are roughly proportional to: the next rung
+    to measure is read off a line through the two around `ratio`. Each rung is measured once at most. Raises BudgetError
     where the narrowest rung falls short of `ratio` by more than a point and beyond its quartiles.
     """
     known = {0: Measured(0.0, 0.0, 0.0)}
@@ -124,12 +124,10 @@ def narrowest_rung(expected: Sequence[float], *, holds: Callable[[int], bool]) -
 
     Where `holds` is not monotonous, it is one rung that holds beside one that does not.
     """
-    last = len(expected) - 1
-    if last == 0 or holds(last):
-        return last
-    wide, narrow = 0, last
-    while narrow - wide > 1 and expected[narrow] - expected[wide] > _RESOLUTION:
-        middle = bisect_left(expected, (expected[wide] + expected[narrow]) / 2)
+    shares = [*expected, expected[-1] + 2 * _RESOLUTION]  # beyond the last rung nothing holds
+    wide, narrow = 0, len(expected)
+    while narrow - wide > 1 and shares[narrow] - shares[wide] > _RESOLUTION:
+        middle = bisect_left(shares, (shares[wide] + shares[narrow]) / 2)
         middle = min(max(middle, wide + 1), narrow - 1)
         wide, narrow = (middle, narrow) if holds(middle) else (wide, middle)
     return wide

@@ -9,7 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from pathprune.evaluation import Evaluation, compare
-from pathprune.pruning import PrunePlan
+from pathprune.pruning import Budget, PrunePlan
+from pathprune.pruning.budget import UNITS
 
 Row = Mapping[str, Any]
 
@@ -27,7 +28,7 @@ def comparison_table(rows: Sequence[Row]) -> Table:
         if row["budget"] != budget:
             table.add_section()
         table.add_row(
-            "" if row["budget"] == budget or not row["criterion"] else f"{row['neurons_removed']:.0%}",
+            "" if row["budget"] == budget and not _is_drop(row) else _removed(row),
             _criterion(row),
             row["compensation"] or "",
             _with_interval(row["top1"], row["top1_ci"]),
@@ -41,6 +42,21 @@ def comparison_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def _removed(row: Row) -> str:
+    """The share of neurons, and what is reached of a budget in other terms."""
+    if not row["criterion"]:
+        return ""
+    removed = f"{row['neurons_removed']:.0%}"
+    if row["budget_kind"] in ("neurons", "max-drop"):
+        return removed
+    return f"{removed} ({row['budget_reached']:.0%} of {UNITS[row['budget_kind']]})"
+
+
+def _is_drop(row: Row) -> bool:
+    """Whether models of one budget differ in size."""
+    return bool(row["budget_kind"] == "max-drop")
+
+
 def _batch(rows: Sequence[Row]) -> str:
     size = rows[0]["latency_batch_size"]
     return "a batch" if size is None else f"a batch of {size}"
@@ -50,7 +66,7 @@ def verdicts(rows: Sequence[Row], evaluations: Mapping[str, Evaluation]) -> list
     """How `path` does against each other criterion at the same budget and compensation, one line for each of these."""
     lines = []
     for row in rows:
-        if row["criterion"] != "path":
+        if row["criterion"] != "path" or _is_drop(row):  # models of different sizes are not compared by accuracy
             continue
         said = []
         for other in rows:
@@ -62,9 +78,8 @@ def verdicts(rows: Sequence[Row], evaluations: Mapping[str, Evaluation]) -> list
             word = "ties with" if result.verdict == "tie" else f"{result.verdict} than"
             said.append(f"{word} {_criterion(other)} ({100 * result.difference:+.1f} [{low:+.1f}, {high:+.1f}])")
         if said:
-            lines.append(
-                f"{row['budget']:.0%}, compensation {row['compensation']}: {_criterion(row)} {', '.join(said)}"
-            )
+            terms = f"{Budget(row['budget_kind'], row['budget'])}, compensation {row['compensation']}"
+            lines.append(f"{terms}: {_criterion(row)} {', '.join(said)}")
     return lines
 
 

@@ -5,7 +5,9 @@ import timm
 import torch
 from torch import nn
 
-from pathprune.evaluation import count_macs, count_params, mlp_mac_share, size_on_disk
+from pathprune.evaluation import count_macs, count_params, mlp_mac_share, neuron_cost, size_on_disk
+from pathprune.models.adapt import adapt
+from pathprune.pruning import apply_plan, make_plan
 
 D, PATCH, SIZE, DEPTH, HEADS, CLASSES = 24, 8, 32, 3, 2, 5
 
@@ -54,6 +56,21 @@ def test_vit_base_is_the_known_one():
     assert count_params(model) == 86_567_656
     assert count_macs(model, 224) / 1e9 == pytest.approx(17.56, abs=0.01)
     assert mlp_mac_share(model, 224) == pytest.approx(0.635, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"), [("params", lambda m: count_params(m)), ("macs", lambda m: count_macs(m, SIZE))]
+)
+def test_what_goes_with_a_neuron_is_what_a_narrower_model_lacks(kind, count):
+    adapted = adapt(make())
+    cost = neuron_cost(adapted, kind, SIZE)
+    by_hand = 2 * D + 1 if kind == "params" else 2 * D * 17  # a row of fc1, its bias, a column of fc2; 17 tokens
+    assert cost.per_neuron == {site.name: by_hand for site in adapted.sites}
+    assert cost.total == count(adapted.model)
+    scores = {site.name: torch.rand(site.width) for site in adapted.sites}
+    plan = make_plan(scores, sites=adapted.sites, ratio=0.3, cost=cost, scope="global")
+    removed = 1 - count(apply_plan(adapted, plan=plan).model) / cost.total
+    assert removed == pytest.approx(0.3, abs=by_hand / cost.total)
 
 
 def test_parameters_are_counted_once():

@@ -171,7 +171,9 @@ def test_a_share_of_the_whole_models_cost_is_met_to_a_point_or_a_step(seed, scop
 
 def test_more_than_the_neurons_of_the_whole_models_cost_is_refused_with_the_nearest():
     cost = Cost(total=100.0, per_neuron={"blocks.0.mlp.fc2": 3.0, "blocks.1.mlp.fc2": 3.0})
-    with pytest.raises(BudgetError, match=r"removes 0\.5 of the whole model's cost: at most 0\.42 can go; ask for 0\.42"):
+    with pytest.raises(
+        BudgetError, match=r"removes 0\.5 of the whole model's cost: at most 0\.42 can go; ask for 0\.42"
+    ):
         random_plan(8, 8, ratio=0.5, cost=cost)
 
 
