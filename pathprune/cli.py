@@ -75,6 +75,8 @@ def run(recipe: RecipeArgument, overrides: OverridesArgument = None, overwrite: 
         console.print("Top-1 in points, with the 95 % interval of the paired difference:")
         for line in verdicts(result.metrics, result.evaluations):
             console.print(f"  {line}", soft_wrap=True)
+        for tokens, accuracy in result.accuracies.items():
+            console.print(f"Paths ({tokens} tokens): {accuracy}", soft_wrap=True)
         console.print(f"Results: {result.folder}", soft_wrap=True)
 
 
@@ -84,8 +86,12 @@ def mine(recipe: RecipeArgument, overrides: OverridesArgument = None, overwrite:
     from pathprune.pipeline import mine_recipe
     from pathprune.recipe import load_recipe
 
-    for file in mine_recipe(load_recipe(recipe, overrides or ()), overwrite=overwrite):
-        _say(file)
+    result = mine_recipe(load_recipe(recipe, overrides or ()), overwrite=overwrite)
+    if result.is_main_process:
+        for tokens, accuracy in result.accuracies.items():
+            error_console.print(f"Paths ({tokens} tokens): {accuracy}", soft_wrap=True)
+        for file in result.files:
+            console.print(str(file), soft_wrap=True)
 
 
 @app.command()

@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pathprune.evaluation import Evaluation, evaluate_model
-from pathprune.mining import ClassStats, MinedPaths, ShardFolder, locate_paths, mine_split, save_paths
+from pathprune.mined import Mining
+from pathprune.mining import ClassStats
 from pathprune.models.adapt import adapt
 from pathprune.models.checkpoint import load_pruned, save_pruned
 from pathprune.models.loading import LoadedModel, load_model
@@ -67,7 +68,6 @@ class Experiment:
             model_names=self.loaded.class_names,
             data_config=self.data_config,
         )
-        self._mined: dict[Tokens, ClassStats] = {}
         self._statistics: ActivationStatistics | None = None
         self.folder = RunFolder(recipe.folder, main=self.accelerator.is_main_process)
         with self.main_first():
@@ -92,87 +92,21 @@ class Experiment:
             artifacts=ARTIFACT_VERSION,
         )
 
-    def mined(self, tokens: Tokens) -> ClassStats:
-        """Class statistics of the paths located on the mining images; the paths go beside them.
-
-        All processes take part. What they have finished is in `mining/` until all is.
-        """
-        if tokens not in self._mined:
-            name, key = f"mined/{tokens}", self._mining_key(tokens)
-
-            def load(folder: Path) -> ClassStats:
-                return ClassStats.load(folder / "stats.safetensors")
-
-            found = self.folder.current(name, key=key, load=load)
-            self.accelerator.wait_for_everyone()  # nobody writes before all have looked
-            if found is None:
-                shards = self._shards(tokens, key)
-                if self.folder.main:
-                    shards.prepare()
-                self.accelerator.wait_for_everyone()
-                num_shards = self._mine(tokens, shards)
-                self.accelerator.wait_for_everyone()
-
-                def save(stats: ClassStats, folder: Path) -> None:
-                    folder.mkdir()
-                    stats.save(folder / "stats.safetensors")
-                    save_paths(shards.paths(num_shards), folder / "paths.parquet")
-
-                with self.main_first():
-                    stats = self.folder.artifact(
-                        name, key=key, make=lambda: shards.sum(num_shards), save=save, load=load
-                    )
-                found = (stats,)
-                if self.folder.main:
-                    shards.remove()
-            (self._mined[tokens],) = found
-        return self._mined[tokens]
-
-    def _mining_key(self, tokens: Tokens) -> str:
-        settings = self.recipe.mine.model_dump(mode="json")
-        return key_of(model=self.model_key, images=self.splits.key("mine"), tokens=tokens, settings=settings)
-
-    def _shards(self, tokens: Tokens, key: str) -> ShardFolder:
-        settings = self.recipe.mine.model_dump(mode="json", exclude_none=True)
-        return ShardFolder(
-            self.folder.path / "mining" / tokens,
-            key=key,
-            widths={site.name: site.width for site in self.adapted.sites},
-            class_names=self.splits.class_names,
-            settings={**settings, "tokens": tokens},
+    @cached_property
+    def mining(self) -> Mining:
+        """The mining stage, shared by all processes."""
+        return Mining(
+            self.recipe,
+            self.adapted,
+            model_key=self.model_key,
+            splits=self.splits,
+            folder=self.folder,
+            accelerator=self.accelerator,
         )
 
-    def _mine(self, tokens: Tokens, shards: ShardFolder) -> int:
-        """Mine this process's share; returns the number of shards of all processes."""
-        config, images = self.recipe.mine, self.splits.images("mine")
-
-        def locate(batch: Tensor, labels: Tensor) -> MinedPaths:
-            return locate_paths(
-                self.adapted,
-                batch,
-                labels if config.targets == "label" else None,
-                method=config.method,
-                rule=config.rule,
-                nodes=config.nodes,
-                top_k=config.top_k,
-                tokens=tokens,
-            )
-
-        with image_progress(disable=not self.accelerator.is_main_process) as progress:
-            task = progress.add_task(f"mining paths ({tokens} tokens)", total=len(images), note="")
-            return mine_split(
-                self.adapted,
-                images,
-                shards,
-                locate=locate,
-                shard_size=config.shard_size,
-                batch_size=config.batch_size,
-                only_correct=config.only_correct,
-                process=self.accelerator.process_index,
-                num_processes=self.accelerator.num_processes,
-                num_workers=self.recipe.data.num_workers,
-                on_progress=lambda done: progress.update(task, completed=min(done, len(images))),
-            )
+    def mined(self, tokens: Tokens) -> ClassStats:
+        """Class statistics of the paths located on the mining images."""
+        return self.mining.stats(tokens)
 
     def statistics(self) -> ActivationStatistics:
         """Activation statistics of the dense model on the calibration images; with covariances if a step needs any."""
@@ -206,7 +140,7 @@ class Experiment:
         key = key_of(
             model=self.model_key,
             criterion=criterion.spec(),
-            mining=self._mining_key(tokens) if tokens else None,
+            mining=self.mining.key(tokens) if tokens else None,
             calibration=self.splits.key("calibrate"),
             seed=self.recipe.seed,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import nn
 from pathprune.comparison import add_latency, dense_row, pruned_row
 from pathprune.evaluation import Evaluation
 from pathprune.experiment import Experiment
+from pathprune.mining import PathAccuracy
 from pathprune.models.checkpoint import load_pruned
 from pathprune.planning import Planned, Planner
 from pathprune.pruning import PrunePlan
@@ -35,6 +36,16 @@ class RunResult:
     folder: Path
     metrics: list[dict[str, Any]]
     evaluations: Mapping[str, Evaluation]
+    is_main_process: bool = True
+    accuracies: Mapping[Tokens, PathAccuracy] = field(default_factory=dict)  # of mining, by the tokens clamped
+
+
+@dataclass(frozen=True)
+class MineResult:
+    """What mining leaves: the files of the class statistics and the accuracy of the paths, where it was checked."""
+
+    files: list[Path]
+    accuracies: Mapping[Tokens, PathAccuracy]
     is_main_process: bool = True
 
 
@@ -68,11 +79,11 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
             add_latency(experiment, rows, plans)
             folder.write_metrics(rows)
         retention_figure(rows, folder.path / "retention")
-    return RunResult(folder.path, rows, evaluations, folder.main)
+    return RunResult(folder.path, rows, evaluations, folder.main, experiment.mining.accuracies)
 
 
-def mine_recipe(recipe: Recipe, *, overwrite: bool = False) -> list[Path]:
-    """Mine what the recipe's criteria need (all tokens, where none needs any); returns the statistics' files."""
+def mine_recipe(recipe: Recipe, *, overwrite: bool = False) -> MineResult:
+    """Mine what the recipe's criteria need (all tokens, where none needs any)."""
     experiment = Experiment(recipe, overwrite=overwrite)
     needed: dict[Tokens, None] = {}
     for spec in recipe.score.criteria:
@@ -83,7 +94,7 @@ def mine_recipe(recipe: Recipe, *, overwrite: bool = False) -> list[Path]:
     for wanted in needed or all_tokens:
         experiment.mined(wanted)
         files.append(experiment.folder.path / "mined" / wanted / "stats.safetensors")
-    return files
+    return MineResult(files, experiment.mining.accuracies, experiment.folder.main)
 
 
 def plan_recipe(recipe: Recipe, *, overwrite: bool = False) -> dict[str, PrunePlan]:

@@ -20,12 +20,14 @@ from pydantic import (
     model_validator,
 )
 
+from pathprune.mining import ObjectiveConfig
 from pathprune.pruning import parse_compensation
 from pathprune.recovery import TrainConfig
 from pathprune.scoring import get_criterion, parse_criterion
 
 # of timm.data.create_transform
 _DATA_CONFIG = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+DEFAULT_NODES = 4
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")
 
 
@@ -40,6 +42,15 @@ def _as_list(value: Any) -> Any:
 def _as_word(value: Any) -> Any:
     """YAML reads a bare `no` as False."""
     return "no" if value is False else value
+
+
+def _number_or_auto(value: Any) -> Any:
+    if value != "auto" and not (type(value) is int and value >= 1):
+        raise ValueError(f"{value!r} is neither a number of at least 1 nor auto")
+    return value
+
+
+NumberOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_number_or_auto)]
 
 
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -114,13 +125,28 @@ class MineConfig(_Section):
     rule: Literal["gauss-legendre", "left-riemann"] = Field(
         "gauss-legendre", description="quadrature rule; left-riemann is the published one"
     )
-    nodes: int = Field(4, ge=1, description="quadrature nodes; published: 20")
+    nodes: NumberOrAuto = Field(
+        DEFAULT_NODES, description="quadrature nodes; published: 20; auto: the fewest that are accurate enough"
+    )
+    precision: Annotated[Literal["no", "bf16"], BeforeValidator(_as_word)] = Field(
+        "no", description="mixed precision of block passes; softmax, sums and scores stay in float32"
+    )
     top_k: int = Field(1, ge=1, description="neurons per layer on a path")
     targets: Literal["label", "prediction"] = Field("label", description="the class whose probability is attributed")
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+    objective: ObjectiveConfig | None = Field(
+        None, description="what is attributed; null: the class's probability, or the clean embedding without classes"
+    )
+    batch_size: NumberOrAuto = Field(
         16, description="images mined together; auto: as many as fit into memory, at most shard_size"
     )
     shard_size: int = Field(64, ge=1, description="images per stored part: a killed run repeats at most one part")
+    check_images: int = Field(16, ge=0, description="images on which paths are compared with converged ones")
+
+    @model_validator(mode="after")
+    def _auto_is_checked(self) -> MineConfig:
+        if self.nodes == "auto" and self.check_images == 0:
+            raise ValueError("nodes: auto is chosen on check_images; give at least 1")
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -4,6 +4,7 @@
 recipe.yaml                     the resolved recipe
 environment.json                versions and device
 keys.json                       artifact -> key of what it was made from
+accuracy/<tokens>.json          agreement of a sample's paths with converged ones, and the number of nodes
 mined/<tokens>/stats.safetensors, paths.parquet
 mining/<tokens>/                what is finished of a mining that is not
 statistics.safetensors          activation statistics of the calibration images

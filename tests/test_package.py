@@ -25,6 +25,7 @@ STAGES = [
     {"recipe"},
     {"runs"},
     {"splits", "variants"},
+    {"mined"},
     {"experiment"},
     {"planning"},
     {"comparison"},

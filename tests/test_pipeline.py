@@ -18,7 +18,7 @@ import pytest
 import torch
 from tiny import NAMES, rows, tiny_recipe, write_data, write_model
 
-from pathprune import comparison, experiment, pipeline
+from pathprune import comparison, experiment, mined, pipeline
 from pathprune.data import DataError
 from pathprune.evaluation import LatencyResult
 from pathprune.mining import ClassStats, PathSet
@@ -81,8 +81,9 @@ def test_a_run_writes_one_complete_row_per_variant(folder: Path) -> None:
 
 def test_a_second_run_computes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run_recipe(tiny_recipe(folder))
-    for name in ("locate_paths", "collect_statistics", "score", "prune", "evaluate_model", "save_pruned"):
+    for name in ("collect_statistics", "score", "prune", "evaluate_model", "save_pruned"):
         monkeypatch.setattr(experiment, name, refuse)
+    monkeypatch.setattr(mined, "locate_paths", refuse)
     monkeypatch.setattr(comparison, "measure_latency", refuse)
     second = run_recipe(tiny_recipe(folder))
     assert json.dumps(second.metrics) == json.dumps(first.metrics)
@@ -102,7 +103,7 @@ def test_an_interrupted_run_keeps_what_is_finished(folder: Path, monkeypatch: py
         run_recipe(tiny_recipe(folder))
     done = [json.loads(line)["variant_id"] for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert done == calls[:3]
-    monkeypatch.setattr(experiment, "locate_paths", refuse)
+    monkeypatch.setattr(mined, "locate_paths", refuse)
     result = run_recipe(tiny_recipe(folder))
     assert len(result.metrics) == 17
     assert calls[4:] == [row["variant_id"] for row in result.metrics][3:]
@@ -211,7 +212,7 @@ def test_another_recipe_is_refused_and_overwriting_keeps_what_still_holds(
     changed = tiny_recipe(folder, prune={"ratio": [0.75]})
     with pytest.raises(RecipeError, match=r"holds the results of another recipe \(prune.ratio: .*--overwrite"):
         run_recipe(changed)
-    monkeypatch.setattr(experiment, "locate_paths", refuse)  # mining does not depend on the budget
+    monkeypatch.setattr(mined, "locate_paths", refuse)  # mining does not depend on the budget
     assert {row["budget"] for row in run_recipe(changed, overwrite=True).metrics} == {0.0, 0.75}
 
 
@@ -225,7 +226,7 @@ def test_a_dry_run_does_not_bind_the_folder_to_its_budget_but_mining_binds_its_s
     plan_recipe(tiny_recipe(folder, prune={"ratio": [0.75]}))
     plan_recipe(tiny_recipe(folder))
     with pytest.raises(RecipeError, match=r"another recipe \(mine.nodes: 2 there, 3 asked\)"):
-        plan_recipe(tiny_recipe(folder, mine={"num_images": 6, "nodes": 3}))
+        plan_recipe(tiny_recipe(folder, mine={"num_images": 6, "nodes": 3, "check_images": 0}))
 
 
 @pytest.mark.parametrize("change", ["weights", "transform", "architecture"])
@@ -244,14 +245,14 @@ def test_a_changed_model_is_noticed(folder: Path, monkeypatch: pytest.MonkeyPatc
         else:
             config["architecture"]["args"]["num_heads"] = 3
         config_file.write_text(json.dumps(config), encoding="utf-8")
-    monkeypatch.setattr(experiment, "locate_paths", refuse)
+    monkeypatch.setattr(mined, "locate_paths", refuse)
     with pytest.raises(AssertionError, match="computed again"):
         mine_recipe(tiny_recipe(folder))
 
 
 def test_interrupted_mining_goes_on_where_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mine, calls = {"num_images": 12, "nodes": 2, "batch_size": 3, "shard_size": 3}, []
-    locate = experiment.locate_paths
+    mine, calls = {"num_images": 12, "nodes": 2, "batch_size": 3, "shard_size": 3, "check_images": 0}, []
+    locate = mined.locate_paths
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         calls.append(args[2].tolist())
@@ -259,14 +260,14 @@ def test_interrupted_mining_goes_on_where_it_was(folder: Path, monkeypatch: pyte
             raise KeyboardInterrupt
         return locate(*args, **kwargs)
 
-    monkeypatch.setattr(experiment, "locate_paths", interrupted)
+    monkeypatch.setattr(mined, "locate_paths", interrupted)
     with pytest.raises(KeyboardInterrupt):
         mine_recipe(tiny_recipe(folder, mine=mine))
-    (stats,) = mine_recipe(tiny_recipe(folder, mine=mine, score={"criteria": ["path"]}), overwrite=True)
+    (stats,) = mine_recipe(tiny_recipe(folder, mine=mine, score={"criteria": ["path"]}), overwrite=True).files
     assert len(calls) == 3 + 2
     assert calls[3] == calls[2]
     assert ClassStats.load(stats).num_images.tolist() == [4, 4, 4]
-    monkeypatch.setattr(experiment, "locate_paths", refuse)
+    monkeypatch.setattr(mined, "locate_paths", refuse)
     mine_recipe(tiny_recipe(folder, mine=mine, score={"criteria": ["path"]}))
 
 

@@ -80,7 +80,7 @@ def test_all_problems_are_reported_at_once_by_their_dotted_path(tmp_path: Path) 
         "unknown key 'prune.rond_to'; did you mean 'round_to'?",
         "score.criteria: unknown criterion 'tayler'; did you mean 'taylor'?",
         "compensation: unknown compensation 'meen'; did you mean 'mean'?",
-        "mine.nodes: input should be greater than or equal to 1 (got 0)",
+        "mine.nodes: 0 is neither a number of at least 1 nor auto",
         "unknown key 'extra'",
     ):
         assert part in message

@@ -76,7 +76,7 @@ def tiny_recipe(folder: Path, **sections: Any) -> Recipe:
             "output": str(folder / "run"),
             "model": {"name": str(folder / "model")},
             "data": {"source": str(folder / "data")},
-            "mine": {"num_images": 6, "nodes": 2},
+            "mine": {"num_images": 6, "nodes": 2, "check_images": 0},
             "score": {"num_images": 12},
             "prune": {"ratio": [0.25, 0.5]},
             "evaluate": {"latency_repeats": 2, "latency_batch_size": 2},

@@ -1,5 +1,6 @@
 """Neuron paths: located per image, recorded per split, summed per class."""
 
+from pathprune.mining.accuracy import PathAccuracy, fewest_nodes, path_accuracy
 from pathprune.mining.locate import METHODS, TOKENS, locate_paths
 from pathprune.mining.objectives import (
     ClassProbability,
@@ -27,12 +28,15 @@ __all__ = [
     "MinedPaths",
     "Objective",
     "ObjectiveConfig",
+    "PathAccuracy",
     "PathSet",
     "ShardFolder",
     "ZeroShot",
     "default_objective",
+    "fewest_nodes",
     "locate_paths",
     "mine_split",
+    "path_accuracy",
     "per_layer",
     "save_paths",
 ]
