@@ -26,6 +26,8 @@ from pathprune.pruning import PrunePlan, prune
 from pathprune.runs import key_of
 from pathprune.variants import Variant
 
+ROW_FORMAT = 2  # raised when rows say something else, so that those of older versions are made again
+
 
 def dense_row(experiment: Experiment, evaluation: Evaluation) -> dict[str, Any]:
     """The row of the recipe's own model, unpruned by this run."""
@@ -41,6 +43,7 @@ def dense_row(experiment: Experiment, evaluation: Evaluation) -> dict[str, Any]:
         "neurons_removed": 0.0,
         **_measured(experiment, experiment.model, evaluation, evaluation),
         "kept_widths": [site.width for site in experiment.adapted.sites],
+        "recovery": None,
         "checkpoint": None,
         "checkpoint_bytes": size_on_disk(source) if (source := Path(experiment.loaded.source)).exists() else None,
     }
@@ -72,7 +75,27 @@ def pruned_row(
         "kept_widths": [len(kept) for kept in planned.plan.kept.values()],
         "checkpoint": checkpoint and str(checkpoint.relative_to(experiment.folder.path)),
         "checkpoint_bytes": checkpoint and size_on_disk(checkpoint),
+        "recovery": None,
     }
+
+
+def recovered_row(
+    experiment: Experiment,
+    variant: Variant,
+    planned: Planned,
+    history: list[dict[str, Any]],
+    model: nn.Module,
+    evaluation: Evaluation,
+    *,
+    dense: Evaluation,
+    checkpoint: Path,
+) -> dict[str, Any]:
+    """The row of a variant that was trained after pruning; `recovery` says for how long, and how its loss went."""
+    config = experiment.recipe.recover
+    assert config is not None, "it was recovered"
+    row = pruned_row(experiment, variant, planned, model, evaluation, dense=dense, checkpoint=checkpoint)
+    recovery = {"rounds": config.rounds, "epochs": config.epochs, "history": history}
+    return {**row, "variant_id": f"{variant.id}--recovered", "recovery": recovery}
 
 
 def _measured(experiment: Experiment, model: nn.Module, evaluation: Evaluation, dense: Evaluation) -> dict[str, Any]:

@@ -292,14 +292,14 @@ def sample_balanced(
     return images.take(in_turn[:num_images])
 
 
-def refuse_overlap(evaluated: Sequence[bytes], others: Mapping[str, Sequence[bytes]]) -> None:
-    """Refuse data in which an evaluation image is also mined, calibrated or trained on; compares hashes of content."""
-    held = set(evaluated)
+def refuse_overlap(kept: Sequence[bytes], others: Mapping[str, Sequence[bytes]], *, held: str = "evaluate") -> None:
+    """Refuse data in which an image held out to `held` is also mined or trained on …; compares hashes of content."""
+    held_out = set(kept)
     for use, hashes in others.items():
-        shared = sum(digest in held for digest in hashes)
+        shared = sum(digest in held_out for digest in hashes)
         if shared:
             raise DataError(
-                f"{shared} of the {len(hashes)} images used to {use} are also evaluated on; accuracy on them would not "
+                f"{shared} of the {len(hashes)} images used to {use} are also {held}d on; accuracy on them would not "
                 "be honest: choose disjoint splits in data.splits"
             )
 

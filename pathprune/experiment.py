@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from copy import copy
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration, InitProcessGroupKwargs, set_seed
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -57,21 +59,33 @@ class Experiment:
             image_size=recipe.model.image_size,
             model_args=recipe.model.args,
         )
-        self.model: nn.Module = self.loaded.model.to(self.accelerator.device)
-        self.adapted: AdaptedModel = adapt(self.model)
         self.data_config = {**self.loaded.data_config, **recipe.model.data_config}
         if self.data_config["input_size"][0] != 3:
             raise ValueError(f"the model takes {self.data_config['input_size'][0]} channels; only RGB images are read")
+        self._start(self.loaded.model, RunFolder(recipe.folder, main=self.accelerator.is_main_process))
         self.splits = Splits(
             recipe,
             num_classes=self.adapted.num_classes,
             model_names=self.loaded.class_names,
             data_config=self.data_config,
         )
-        self._statistics: ActivationStatistics | None = None
-        self.folder = RunFolder(recipe.folder, main=self.accelerator.is_main_process)
         with self.main_first():
             self.folder.claim(recipe, overwrite=overwrite)
+
+    def of_model(self, model: nn.Module, *, folder: str | Path) -> Experiment:
+        """The same stages for another model of this architecture, such as a pruned one, in a folder of its own."""
+        other = copy(self)
+        for made in ("model_key", "mining"):
+            other.__dict__.pop(made, None)
+        other._start(model, RunFolder(Path(folder), main=self.folder.main))
+        return other
+
+    def _start(self, model: nn.Module, folder: RunFolder) -> None:
+        """Take up a model and its run folder, with nothing computed yet."""
+        self.model: nn.Module = model.to(self.accelerator.device)
+        self.adapted: AdaptedModel = adapt(self.model)
+        self.folder = folder
+        self._statistics: ActivationStatistics | None = None
 
     def main_first(self) -> AbstractContextManager[None]:
         """Let the main process through first; the others then find what it wrote."""
@@ -80,13 +94,9 @@ class Experiment:
     @cached_property
     def model_key(self) -> str:
         """Key of the model as it meets images: weights, architecture and transform."""
-        digest = hashlib.blake2b(digest_size=12)
-        for name, tensor in self.model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         architecture = self.loaded.architecture
         return key_of(
-            weights=digest.hexdigest(),
+            weights=weights_key(self.model),
             architecture=[architecture.name, dict(architecture.args)],
             transform=self.data_config,
             artifacts=ARTIFACT_VERSION,
@@ -134,16 +144,20 @@ class Experiment:
                 )
         return self._statistics
 
-    def scores(self, criterion: Criterion) -> Scores:
-        """Score every neuron by one criterion."""
+    def score_key(self, criterion: Criterion) -> str:
+        """Key of the scores that a criterion gives."""
         tokens = criterion.needs_mining
-        key = key_of(
+        return key_of(
             model=self.model_key,
             criterion=criterion.spec(),
             mining=self.mining.key(tokens) if tokens else None,
             calibration=self.splits.key("calibrate"),
             seed=self.recipe.seed,
         )
+
+    def scores(self, criterion: Criterion) -> Scores:
+        """Score every neuron by one criterion."""
+        tokens, key = criterion.needs_mining, self.score_key(criterion)
 
         def compute() -> Scores:
             return score(
@@ -277,14 +291,26 @@ class Experiment:
         return torch.randn(size, generator=generator).to(self.accelerator.device)
 
 
+def weights_key(model: nn.Module) -> str:
+    """Key of a model's weights and buffers."""
+    digest = hashlib.blake2b(digest_size=12)
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _accelerator(recipe: Recipe) -> Accelerator:
     """One for everything the recipe does, since Accelerate keeps one precision per process."""
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    for name in recipe.trackers:
+        if name not in installed:
+            raise ValueError(f"tracker '{name}' is not installed; installed are: {', '.join(installed) or 'none'}")
     AcceleratorState._reset_state()  # of an earlier recipe in this process, which may have had another precision
     return Accelerator(
         mixed_precision=recipe.mixed_precision,
-        gradient_accumulation_steps=recipe.train.accumulate_steps,
-        # the order of an epoch follows from the seed and the epoch, whatever was run before
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=recipe.seed),
+        log_with=list(recipe.trackers) or None,
+        project_config=ProjectConfiguration(project_dir=str(recipe.folder), logging_dir=str(recipe.folder / "logs")),
         # the others wait while the main process mines
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))],
     )

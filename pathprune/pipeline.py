@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pathprune.comparison import add_latency, dense_row, pruned_row
+from pathprune.comparison import ROW_FORMAT, add_latency, dense_row, pruned_row, recovered_row
 from pathprune.evaluation import Evaluation
 from pathprune.experiment import Experiment
 from pathprune.mining import PathAccuracy
@@ -21,11 +21,12 @@ from pathprune.models.checkpoint import load_pruned
 from pathprune.planning import Planned, Planner
 from pathprune.pruning import PrunePlan
 from pathprune.recipe import Recipe
-from pathprune.recovery import train
+from pathprune.recovered import is_recovered, recover
 from pathprune.report.figures import retention_figure
 from pathprune.runs import key_of, read_json
 from pathprune.scoring import parse_criterion
 from pathprune.scoring.criteria import Tokens
+from pathprune.training import check_splits, forget_state, train_model, training_key
 from pathprune.variants import Variant, label, variants
 
 
@@ -60,6 +61,8 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
     experiment.splits.check_disjoint("mine", "calibrate")
     if recipe.prune.max_drop is not None:
         experiment.splits.check_disjoint("mine", "calibrate", "validation")
+    if recipe.recover:
+        check_splits(experiment)
     folder.write_json("environment.json", _environment(experiment))
     dense = experiment.evaluation("dense", lambda: experiment.model)
     evaluations = {"dense": dense}
@@ -73,7 +76,11 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
         row, evaluations[variant.id] = _compared(experiment, variant, planned, dense)
         rows.append(row)
         folder.write_metrics(rows)
-    folder.forget_unused("evaluations/", "plans/", "pruned/", "rows/", "budgets/", "damage/")
+        if is_recovered(recipe, variant):
+            row, evaluations[row["variant_id"]] = _compared_recovered(experiment, variant, planned, dense)
+            rows.append(row)
+            folder.write_metrics(rows)
+    folder.forget_unused("evaluations/", "plans/", "pruned/", "recovered/", "rows/", "budgets/", "damage/")
     if folder.main:
         if recipe.evaluate.latency:  # by one process alone: others would disturb it
             add_latency(experiment, rows, plans)
@@ -136,33 +143,14 @@ def finetune_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
     Dense models are saved in the format of pruned ones, so that either can be named in another recipe.
     """
     experiment = Experiment(recipe, overwrite=overwrite)
-    experiment.splits.check_disjoint("train")
-    images = experiment.splits.images("train")
-    key = key_of(
-        train=recipe.train.model_dump(mode="json"),
-        model=experiment.model_key,
-        images=experiment.splits.key("train"),
-        seed=recipe.seed,
-        precision=recipe.mixed_precision,
-    )
+    check_splits(experiment)
+    key = training_key(experiment, recipe.train, start=experiment.model_key)
     folder = experiment.folder
     if not folder.is_current("model", key=key):
-        history = train(
-            experiment.model,
-            images,
-            config=recipe.train,
-            data_config=experiment.data_config,
-            num_classes=experiment.adapted.num_classes,
-            accelerator=experiment.accelerator,
-            seed=recipe.seed,
-            max_unreadable=recipe.data.max_unreadable,
-            num_workers=recipe.data.num_workers,
-            state_file=folder.path / f"training-{key}.pt",
-        )
+        history = train_model(experiment, experiment.model, recipe.train, name="finetune", key=key)
         folder.write_json("history.json", history)
         experiment.save_checkpoint("model", lambda: experiment.model, key=key, provenance={"recipe": recipe.name})
-        if folder.main:
-            (folder.path / f"training-{key}.pt").unlink(missing_ok=True)
+        forget_state(experiment, key=key)
     experiment.model.load_state_dict(load_pruned(folder.path / "model").state_dict())
     evaluation = experiment.evaluation("trained", lambda: experiment.model, key=key)
     rows = [dense_row(experiment, evaluation)]
@@ -174,16 +162,56 @@ def _compared(
     experiment: Experiment, variant: Variant, planned: Planned, dense: Evaluation
 ) -> tuple[dict[str, Any], Evaluation]:
     """Row and evaluation of a variant; its model is made only if either, or its checkpoint, is not there yet."""
-    folder, plan, saved = experiment.folder, planned.plan, _is_saved(experiment.recipe, variant)
-    key = experiment.variant_key(variant, plan)
-    name, row_key = f"rows/{variant.id}.json", key_of(evaluation=experiment.evaluation_key(key), saved=saved)
+    plan = planned.plan
     model = cache(lambda: experiment.pruned(variant, plan).model)
+    saved = _is_saved(experiment.recipe, variant)
+    return _row(
+        experiment,
+        variant.id,
+        model,
+        key=experiment.variant_key(variant, plan),
+        dense=dense,
+        save=partial(_save, experiment, variant, plan, model) if saved else None,
+        describe=partial(pruned_row, experiment, variant, planned),
+    )
+
+
+def _compared_recovered(
+    experiment: Experiment, variant: Variant, planned: Planned, dense: Evaluation
+) -> tuple[dict[str, Any], Evaluation]:
+    """Row and evaluation of a variant after training, which is done where it is not done yet."""
+    recovered = recover(experiment, variant, planned.plan)
+    return _row(
+        experiment,
+        f"{variant.id}--recovered",
+        cache(lambda: recovered.model().to(experiment.accelerator.device)),
+        key=recovered.key,
+        dense=dense,
+        save=lambda: recovered.folder,
+        describe=partial(recovered_row, experiment, variant, replace(planned, plan=recovered.plan), recovered.history),
+    )
+
+
+def _row(
+    experiment: Experiment,
+    variant_id: str,
+    model: Callable[[], nn.Module],
+    *,
+    key: str,
+    dense: Evaluation,
+    save: Callable[[], Path] | None,
+    describe: Callable[..., dict[str, Any]],
+) -> tuple[dict[str, Any], Evaluation]:
+    """The row that `describe` makes of a model, and the evaluation behind it; what is there already is read."""
+    folder = experiment.folder
+    name = f"rows/{variant_id}.json"
+    row_key = key_of(evaluation=experiment.evaluation_key(key), saved=save is not None, format=ROW_FORMAT)
     known = folder.current(name, key=row_key, load=read_json)
-    evaluation = experiment.evaluation(variant.id, model, reference=dense, key=key)
-    checkpoint = _save(experiment, variant, plan, model) if saved else None
+    evaluation = experiment.evaluation(variant_id, model, reference=dense, key=key)
+    checkpoint = save() if save else None
     if known:
         return known[0], evaluation
-    row = pruned_row(experiment, variant, planned, model(), evaluation, dense=dense, checkpoint=checkpoint)
+    row = describe(model(), evaluation, dense=dense, checkpoint=checkpoint)
     return folder.json_artifact(name, key=row_key, make=lambda: row), evaluation
 
 

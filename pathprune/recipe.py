@@ -22,7 +22,7 @@ from pydantic import (
 
 from pathprune.mining import ObjectiveConfig
 from pathprune.pruning import parse_compensation
-from pathprune.recovery import TrainConfig
+from pathprune.recovery.config import RecoverConfig, TrainConfig
 from pathprune.scoring import get_criterion, parse_criterion
 
 # of timm.data.create_transform
@@ -262,7 +262,11 @@ class Recipe(_Section):
     compensation: Annotated[tuple[Any, ...], BeforeValidator(_as_list)] = Field(
         ("none", "mean"), min_length=1, description="what is done to the kept weights after pruning"
     )
+    recover: RecoverConfig | None = Field(None, description="train what was pruned; null: do not")
     train: TrainConfig = TrainConfig()
+    trackers: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
+        (), description="Accelerate's, for trainings: tensorboard, wandb …"
+    )
     evaluate: EvaluateConfig = EvaluateConfig()
 
     @field_validator("compensation")
@@ -276,6 +280,20 @@ class Recipe(_Section):
     def _validated_drop(self) -> Self:
         if self.prune.max_drop is not None and self.data.splits.validation is None:
             raise ValueError("prune.max_drop is found on images of its own; name their split in data.splits.validation")
+        return self
+
+    @model_validator(mode="after")
+    def _recovers_what_is_there(self) -> Self:
+        if self.recover is None:
+            return self
+        steps = {
+            "criteria": [parse_criterion(spec).name for spec in self.score.criteria],
+            "compensations": [parse_compensation(spec).name for spec in self.compensation],
+        }
+        for key, present in steps.items():
+            for name in getattr(self.recover, key):
+                if name not in ("all", *present):
+                    raise ValueError(f"recover.{key}: '{name}' is not among those of the recipe: {', '.join(present)}")
         return self
 
     @property
@@ -341,10 +359,11 @@ def _override(content: dict[str, Any], override: str) -> None:
     *sections, last = key.split(".")
     target = content
     for section in sections:
-        inner = target.setdefault(section, {})
-        if not isinstance(inner, dict):
+        if target.get(section) is None:
+            target[section] = {}
+        if not isinstance(target[section], dict):
             raise RecipeError(f"override '{override}': '{section}' is a value, not a section")
-        target = inner
+        target = target[section]
     try:
         target[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:

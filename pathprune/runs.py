@@ -17,7 +17,10 @@ rows/<variant>.json             the variant's row of metrics.jsonl, latency left
 pruned/<variant>/               checkpoints
 latency.json, metrics.jsonl, retention.svg, retention.png
 model/, history.json            what `finetune` trained, and the record of its epochs
-training-<key>.pt               where an unfinished training goes on
+recovered/<variant>/            checkpoints of variants that were trained after pruning
+recovering/<variant>/           what is finished of one that is pruned in rounds
+training/<key>.pt               where an unfinished training goes on
+logs/                           what Accelerate's trackers write
 """
 
 from __future__ import annotations
@@ -150,6 +153,14 @@ class RunFolder:
         if self.main:
             for name in [name for name in self._keys() if name.startswith(folders) and name not in self._used]:
                 self._forget(name)
+
+    def forget(self, folder: str) -> None:
+        """Delete what is in a folder of intermediate results, and that it was there."""
+        if self.main:
+            self.write_json(
+                _KEYS, {name: key for name, key in self._keys().items() if not name.startswith(f"{folder}/")}
+            )
+            remove(self.path / folder)
 
     def is_current(self, name: str, *, key: str) -> bool:
         """Whether the artifact is there and was made from these inputs."""

@@ -97,7 +97,7 @@ class Splits:
             self.images(use)
         others: dict[str, list[bytes]] = {use: self._hashes[use] for use in uses if use != "validation"}
         if "validation" in uses:
-            refuse_overlap(self._hashes["validation"], others)
+            refuse_overlap(self._hashes["validation"], others, held="validate")
             others["validate"] = self._hashes["validation"]
         refuse_overlap(self._hashes["evaluate"], others)
 

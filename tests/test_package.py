@@ -28,6 +28,8 @@ STAGES = [
     {"mined"},
     {"experiment"},
     {"planning"},
+    {"training"},
+    {"recovered"},
     {"comparison"},
     {"pipeline"},
     {"cli"},

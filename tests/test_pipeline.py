@@ -18,12 +18,12 @@ import pytest
 import torch
 from tiny import NAMES, rows, tiny_recipe, write_data, write_model
 
-from pathprune import comparison, experiment, mined, pipeline
+from pathprune import comparison, experiment, mined, pipeline, recovered
 from pathprune.data import DataError
 from pathprune.evaluation import LatencyResult
 from pathprune.mining import ClassStats, PathSet
 from pathprune.models.adapt import adapt
-from pathprune.models.checkpoint import load_pruned, save_pruned
+from pathprune.models.checkpoint import load_pruned, read_pruned_config, save_pruned
 from pathprune.pipeline import (
     evaluate_recipe,
     finetune_recipe,
@@ -34,7 +34,7 @@ from pathprune.pipeline import (
 )
 from pathprune.planning import Planner
 from pathprune.pruning import Budget, parse_compensation
-from pathprune.recipe import RecipeError, load_recipe
+from pathprune.recipe import Recipe, RecipeError, load_recipe
 from pathprune.scoring import parse_criterion
 from pathprune.variants import Variant, label, variants
 
@@ -398,7 +398,7 @@ def test_overwriting_trains_again_for_another_seed_or_precision(
     folder: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
     finetune_recipe(tiny_recipe(folder, train=training(1)))
-    monkeypatch.setattr(pipeline, "train", refuse)
+    monkeypatch.setattr(pipeline, "train_model", refuse)
     with pytest.raises(AssertionError, match="computed again"):
         finetune_recipe(tiny_recipe(folder, train=training(1), **change), overwrite=True)
 
@@ -416,5 +416,112 @@ def test_finetuning_a_second_time_trains_no_more_even_from_random_weights(
     args = {"img_size": 8, "patch_size": 4, "depth": 2, "embed_dim": 12, "num_heads": 2}
     random = {"name": "vit_tiny_patch16_224", "pretrained": False, "num_classes": 3, "args": args}
     first = finetune_recipe(tiny_recipe(folder, model=random, train=training(2)))
-    monkeypatch.setattr(pipeline, "train", refuse)
+    monkeypatch.setattr(pipeline, "train_model", refuse)
     assert finetune_recipe(tiny_recipe(folder, model=random, train=training(2))).metrics == first.metrics
+
+
+def recovered_recipe(folder: Path, **recover: Any) -> Recipe:
+    """A recipe with two variants, each recovered in two short epochs."""
+    return tiny_recipe(
+        folder,
+        score={"criteria": ["path", "magnitude-l2"], "num_images": 12},
+        prune={"ratio": 0.5},
+        compensation="none",
+        recover={**training(2), "learning_rate": 0.003, **recover},
+    )
+
+
+def test_recovered_variants_are_rows_beside_the_unrecovered_and_load_to_what_they_say(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = run_recipe(recovered_recipe(folder))
+    by_id = {row["variant_id"]: row for row in result.metrics}
+    assert list(by_id) == [
+        "dense",
+        *("path--none--0.5", "path--none--0.5--recovered"),
+        *("magnitude-l2--none--0.5", "magnitude-l2--none--0.5--recovered"),
+    ]
+    for variant_id in ("path--none--0.5", "magnitude-l2--none--0.5"):
+        before, after = by_id[variant_id], by_id[f"{variant_id}--recovered"]
+        for key in ("kept_widths", "macs", "num_params", "latency_ms", "budget"):
+            assert after[key] == before[key]
+        assert before["recovery"] is None
+        losses = [record["loss"] for record in after["recovery"]["history"]]
+        assert losses[1] < losses[0]
+        again = evaluate_recipe(
+            tiny_recipe(
+                folder, model={"name": str(result.folder / after["checkpoint"])}, output=str(folder / variant_id)
+            )
+        )
+        assert again["top1"] == after["top1"]
+        assert again["nll"] == pytest.approx(after["nll"], rel=1e-5)
+    dense = load_pruned(folder / "model")  # the teacher is not trained
+    assert by_id["dense"]["num_params"] == sum(parameter.numel() for parameter in dense.parameters())
+    for name in ("collect_statistics", "score", "prune", "evaluate_model", "save_pruned"):
+        monkeypatch.setattr(experiment, name, refuse)
+    monkeypatch.setattr(recovered, "train_model", refuse)
+    assert run_recipe(recovered_recipe(folder)).metrics == result.metrics
+    assert not (folder / "run" / "training").exists() or not list((folder / "run" / "training").iterdir())
+
+
+def test_only_the_variants_asked_for_are_recovered(folder: Path) -> None:
+    rows = run_recipe(recovered_recipe(folder, criteria="magnitude-l2", epochs=1)).metrics
+    assert [row["variant_id"] for row in rows if row["recovery"]] == ["magnitude-l2--none--0.5--recovered"]
+    with pytest.raises(RecipeError, match=r"recover.criteria: 'pathh' is not among those of the recipe: path, magn"):
+        recovered_recipe(folder, criteria="pathh")
+
+
+@pytest.mark.parametrize("rescore", [True, False])
+def test_pruning_in_rounds_ends_at_the_same_widths_and_goes_on_after_a_stop(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, rescore: bool
+) -> None:
+    recipe = recovered_recipe(folder, criteria="path", rounds=3, rescore=rescore, epochs=1)
+    train_model, trained = recovered.train_model, []
+
+    def stops_in_the_third(*arguments: Any, **settings: Any) -> Any:
+        trained.append([site.width for site in adapt(arguments[1]).sites])
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        return train_model(*arguments, **settings)
+
+    monkeypatch.setattr(recovered, "train_model", stops_in_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(recipe)
+    row = next(row for row in run_recipe(recipe).metrics if row["recovery"])
+    assert trained == [[40, 40], [32, 32], [24, 24], [24, 24]]
+    assert [record["round"] for record in row["recovery"]["history"]] == [1, 2, 3]
+    kept = read_pruned_config(folder / "run" / row["checkpoint"]).kept
+    plan = json.loads((folder / "run" / "plans" / "path--none--0.5.json").read_text(encoding="utf-8"))
+    once = {site: entry["kept"] for site, entry in plan.items()}
+    assert kept is not None
+    assert (kept == once) != rescore  # scored once, it is the neurons of the plan that stay
+    assert not (folder / "run" / "recovering" / "path--none--0.5").exists()
+    assert not any("recovering" in name for name in json.loads((folder / "run" / "keys.json").read_text()))
+
+
+def test_validation_images_may_not_be_trained_on(folder: Path) -> None:
+    data = {"source": str(folder / "data"), "splits": {"validation": "train[:6]", "train": "train"}}
+    with pytest.raises(DataError, match="24 images used to train are also validated on"):
+        finetune_recipe(tiny_recipe(folder, data=data, train=training(1)))
+    data["splits"] = {"validation": "train[:6]", "train": "train[6:]"}
+    result = finetune_recipe(tiny_recipe(folder, data=data, train=training(3) | {"patience": 1, "learning_rate": 1e-9}))
+    history = json.loads((result.folder / "history.json").read_text(encoding="utf-8"))
+    assert len(history) == 2  # the second epoch is no better than the first
+
+
+def test_a_pruned_checkpoint_can_be_finetuned_with_its_dense_model_as_teacher(folder: Path) -> None:
+    recipe = tiny_recipe(folder, prune={"ratio": 0.5}, score={"criteria": ["magnitude-l2"]}, compensation="none")
+    (checkpoint,) = prune_recipe(recipe)
+    distill = {"labels": 0, "distill": {"teacher": str(folder / "model"), "hidden": 1.0}}
+    settings: dict[str, Any] = {"model": {"name": str(checkpoint)}, "output": str(folder / "tuned")}
+    result = finetune_recipe(tiny_recipe(folder, train=training(2) | distill, **settings))
+    assert result.metrics[0]["kept_widths"] == [24, 24]
+    with pytest.raises(ValueError, match="distill needs a teacher"):
+        finetune_recipe(tiny_recipe(folder, train=training(1) | {"distill": {}}, **settings), overwrite=True)
+
+
+def test_trackers_of_a_recipe_are_written_and_unknown_ones_refused(folder: Path) -> None:
+    result = finetune_recipe(tiny_recipe(folder, train=training(1), trackers="tensorboard"))
+    assert list((result.folder / "logs" / "tiny-finetune").glob("events*"))
+    with pytest.raises(ValueError, match=r"tracker 'tensorbord' is not installed; installed are: .*tensorboard"):
+        finetune_recipe(tiny_recipe(folder, train=training(1), trackers="tensorbord"))

@@ -11,6 +11,7 @@ import yaml
 from pathprune.mining.locate import METHODS
 from pathprune.mining.quadrature import RULES
 from pathprune.recipe import MineConfig, Recipe, RecipeError, load_recipe, parse_recipe, shipped_recipes
+from pathprune.recovery import RecoverConfig, TrainConfig
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -36,6 +37,20 @@ def test_the_reference_recipe_states_every_key_with_its_default() -> None:
     stated = yaml.safe_load(shipped_recipes()["reference"].read_text(encoding="utf-8"))
     defaults = Recipe(name="reference").model_dump(mode="json")
     assert stated == defaults
+
+
+def test_the_reference_recipe_states_the_defaults_of_recovery_in_a_comment() -> None:
+    text = shipped_recipes()["reference"].read_text(encoding="utf-8")
+    block = text[text.index("recover: null") : text.index("\ntrain:")].splitlines()[1:]
+    stated = yaml.safe_load("\n".join(line.removeprefix("#") for line in block))
+    recovery, training = RecoverConfig().model_dump(mode="json"), TrainConfig().model_dump(mode="json")
+    assert stated == {key: value for key, value in recovery.items() if key not in training or value != training[key]}
+
+
+def test_recovery_is_switched_on_by_any_of_its_keys(tmp_path: Path) -> None:
+    assert load_recipe(written(tmp_path, "name: x")).recover is None
+    assert load_recipe(written(tmp_path, "recover: {}")).recover == RecoverConfig()
+    assert load_recipe("reference", ["recover.epochs=3"]).recover == RecoverConfig(epochs=3)
 
 
 def test_the_methods_and_rules_of_a_recipe_are_those_of_the_miner() -> None:

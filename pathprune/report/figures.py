@@ -20,7 +20,7 @@ def retention_figure(rows: Sequence[Mapping[str, Any]], file: Path) -> Figure:
     Bars are 95 % intervals. Points of one budget are set slightly apart so that bars do not hide each other.
     """
     dense, *pruned = rows
-    compensations = list(dict.fromkeys(row["compensation"] for row in pruned)) or [None]
+    compensations = list(dict.fromkeys(map(_terms, pruned))) or [""]
     names = list(dict.fromkeys(_name(row) for row in pruned))
     figure = Figure(figsize=(1.2 + 4.6 * len(compensations), 4.2), layout="constrained")
     panels = figure.subplots(1, len(compensations), sharey=True, squeeze=False)[0]
@@ -28,7 +28,7 @@ def retention_figure(rows: Sequence[Mapping[str, Any]], file: Path) -> Figure:
         panel.axhline(dense["top1"], color="0.45", linestyle="--", linewidth=1)
         panel.annotate("dense", (0, dense["top1"]), (2, 3), textcoords="offset points", color="0.35", fontsize=9)
         for index, name in enumerate(names):
-            points = [row for row in pruned if _name(row) == name and row["compensation"] == compensation]
+            points = [row for row in pruned if _name(row) == name and _terms(row) == compensation]
             points = [dense, *sorted(points, key=lambda row: row["neurons_removed"])]
             offset = 0.006 * (index - (len(names) - 1) / 2)
             panel.errorbar(
@@ -65,3 +65,7 @@ def retention_figure(rows: Sequence[Mapping[str, Any]], file: Path) -> Figure:
 def _name(row: Mapping[str, Any]) -> str:
     options = row["criterion_options"]
     return f"{row['criterion']} {options}" if options else str(row["criterion"])
+
+
+def _terms(row: Mapping[str, Any]) -> str:
+    return f"{row['compensation']}{' + recovery' if row['recovery'] else ''}"

@@ -30,7 +30,7 @@ def comparison_table(rows: Sequence[Row]) -> Table:
         table.add_row(
             "" if row["budget"] == budget and not _is_drop(row) else _removed(row),
             _criterion(row),
-            row["compensation"] or "",
+            _terms(row),
             _with_interval(row["top1"], row["top1_ci"]),
             _with_interval(row["retention"], row["retention_ci"]) if row["criterion"] else "100.0",
             f"{row['num_params'] / 1e6:.2f} M",
@@ -70,7 +70,7 @@ def verdicts(rows: Sequence[Row], evaluations: Mapping[str, Evaluation]) -> list
             continue
         said = []
         for other in rows:
-            same_terms = (other["budget"], other["compensation"]) == (row["budget"], row["compensation"])
+            same_terms = (other["budget"], _terms(other)) == (row["budget"], _terms(row))
             if not same_terms or other["criterion"] in (None, "path"):
                 continue
             result = compare(evaluations[row["variant_id"]], evaluations[other["variant_id"]])
@@ -78,7 +78,7 @@ def verdicts(rows: Sequence[Row], evaluations: Mapping[str, Evaluation]) -> list
             word = "ties with" if result.verdict == "tie" else f"{result.verdict} than"
             said.append(f"{word} {_criterion(other)} ({100 * result.difference:+.1f} [{low:+.1f}, {high:+.1f}])")
         if said:
-            terms = f"{Budget(row['budget_kind'], row['budget'])}, compensation {row['compensation']}"
+            terms = f"{Budget(row['budget_kind'], row['budget'])}, compensation {_terms(row)}"
             lines.append(f"{terms}: {_criterion(row)} {', '.join(said)}")
     return lines
 
@@ -99,6 +99,11 @@ def _criterion(row: Row) -> str:
         return "dense"
     options = ", ".join(f"{key}={value}" for key, value in (row.get("criterion_options") or {}).items())
     return f"{row['criterion']} ({options})" if options else str(row["criterion"])
+
+
+def _terms(row: Row) -> str:
+    """What was done to the kept weights: the compensation, and whether training followed."""
+    return f"{row['compensation'] or ''}{' + recovery' if row['recovery'] else ''}"
 
 
 def _with_interval(value: float, interval: Sequence[float]) -> str:

@@ -1,0 +1,6 @@
+"""Train models on Accelerate: from scratch, or to recover what pruning cost, with the dense model as teacher."""
+
+from pathprune.recovery.config import DistillConfig, RecoverConfig, TrainConfig
+from pathprune.recovery.trainer import train
+
+__all__ = ["DistillConfig", "RecoverConfig", "TrainConfig", "train"]
