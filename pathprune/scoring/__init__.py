@@ -14,6 +14,7 @@ from pathprune.scoring.plain_criteria import Random, Variance, VarianceWeighted
 from pathprune.scoring.scores import Scores, checked_scores
 from pathprune.scoring.sensitivity import OutputSensitivity, output_sensitivity
 from pathprune.scoring.statistics import ActivationStatistics, Moments, collect_statistics
+from pathprune.scoring.surgeon import BrainSurgeon
 from pathprune.scoring.torch_pruning_bridge import (
     Fpgm,
     Hessian,
@@ -25,10 +26,13 @@ from pathprune.scoring.torch_pruning_bridge import (
     gradient_importance_scores,
     importance_scores,
 )
+from pathprune.scoring.yardsticks import Energy, Snip, Wanda
 
 __all__ = [
     "ActivationStatistics",
+    "BrainSurgeon",
     "Criterion",
+    "Energy",
     "Fpgm",
     "Hessian",
     "Lamp",
@@ -42,9 +46,11 @@ __all__ = [
     "Scores",
     "ScoresImportance",
     "ScoringContext",
+    "Snip",
     "Taylor",
     "Variance",
     "VarianceWeighted",
+    "Wanda",
     "checked_scores",
     "collect_statistics",
     "get_criterion",

@@ -12,7 +12,7 @@ from pathprune.scoring.scores import Scores
 
 @register("variance")
 class Variance(Criterion):
-    """Variance of the neuron's activation over all tokens of the calibration images.
+    """Variance of the neuron's activation over all tokens: what Variance-Based Pruning ranks by (arXiv 2507.12988).
 
     What a neuron's mean contributes can be made up for by a bias (see the compensation `mean`), its variance cannot.
     """
