@@ -103,6 +103,7 @@ def _measured(experiment: Experiment, model: nn.Module, evaluation: Evaluation, 
     kept = retention(evaluation, dense)
     return {
         "seed": experiment.recipe.seed,
+        "classes": list(experiment.recipe.classes) or None,
         "num_images": summary["num_images"],
         "top1": summary["top1"],
         "top1_ci": list(top1_ci(evaluation)),

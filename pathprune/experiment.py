@@ -31,6 +31,7 @@ from pathprune.models.adapt import adapt
 from pathprune.models.checkpoint import load_pruned, save_pruned
 from pathprune.models.loading import LoadedModel, load_model
 from pathprune.models.seam import AdaptedModel
+from pathprune.models.slicing import slice_head
 from pathprune.progress import image_progress
 from pathprune.pruning import PrunePlan, prune
 from pathprune.pruning.compensation import parse_compensation
@@ -62,13 +63,15 @@ class Experiment:
         self.data_config = {**self.loaded.data_config, **recipe.model.data_config}
         if self.data_config["input_size"][0] != 3:
             raise ValueError(f"the model takes {self.data_config['input_size'][0]} channels; only RGB images are read")
-        self._start(self.loaded.model, RunFolder(recipe.folder, main=self.accelerator.is_main_process))
         self.splits = Splits(
             recipe,
-            num_classes=self.adapted.num_classes,
+            num_classes=adapt(self.loaded.model).num_classes,
             model_names=self.loaded.class_names,
             data_config=self.data_config,
         )
+        if recipe.model.slice_head:
+            self.loaded = slice_head(self.loaded, self.splits.classes)
+        self._start(self.loaded.model, RunFolder(recipe.folder, main=self.accelerator.is_main_process))
         with self.main_first():
             self.folder.claim(recipe, overwrite=overwrite)
 
@@ -167,6 +170,7 @@ class Experiment:
                     mined={tokens: self.mined(tokens)} if tokens else {},
                     statistics=self.statistics() if criterion.needs_statistics else None,
                     seed=self.recipe.seed,
+                    classes=None if self.recipe.model.slice_head else self.splits.classes or None,
                 ),
                 criterion=criterion,
             )

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from pathprune.class_names import ClassKey
 from pathprune.mining import ObjectiveConfig
 from pathprune.pruning import parse_compensation
 from pathprune.recovery.config import RecoverConfig, TrainConfig
@@ -72,6 +73,7 @@ class ModelConfig(_Section):
     pretrained: bool = Field(True, description="fetch pretrained weights where no checkpoint is given")
     num_classes: int | None = Field(None, ge=1, description="size of the head; null: as the checkpoint has it")
     image_size: int | None = Field(None, ge=1, description="input size in pixels; null: the model's own")
+    slice_head: bool = Field(False, description="with `classes`: leave the other classes out of the head")
     args: dict[str, Any] = Field(default_factory=dict, description="further arguments of timm.create_model")
     data_config: dict[str, Any] = Field(
         default_factory=dict, description="what the checkpoint does not say of its images: mean, std, interpolation …"
@@ -254,6 +256,9 @@ class Recipe(_Section):
     mixed_precision: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_as_word)] = Field(
         "no", description="Accelerate's, for training and evaluation"
     )
+    classes: Annotated[tuple[ClassKey, ...], BeforeValidator(_as_list)] = Field(
+        (), description="classes that the model is for, by name or index: mine, score, fit and evaluate on these only"
+    )
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     mine: MineConfig = MineConfig()
@@ -275,6 +280,17 @@ class Recipe(_Section):
         for compensation in value:
             parse_compensation(compensation)
         return _distinct(value)
+
+    @field_validator("classes")
+    @classmethod
+    def _several(cls, value: tuple[ClassKey, ...]) -> tuple[ClassKey, ...]:
+        return _distinct(value)
+
+    @model_validator(mode="after")
+    def _sliced_to_classes(self) -> Self:
+        if self.model.slice_head and len(self.classes) < 2:
+            raise ValueError("model.slice_head keeps the head's rows of `classes`; name two of them at least")
+        return self
 
     @model_validator(mode="after")
     def _validated_drop(self) -> Self:

@@ -102,7 +102,7 @@ class RunFolder:
         if any((self.path / name).exists() for name in ("metrics.jsonl", "pruned", "model")):
             return Recipe.model_fields.keys()
         mined = (self.path / "mined").exists() or (self.path / "mining").exists()
-        return ("seed", "model", "data", "mine") if mined else ()
+        return ("seed", "classes", "model", "data", "mine") if mined else ()
 
     def artifact(
         self,

@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from pathprune.class_names import class_indices, class_name
 from pathprune.data import (
+    DataError,
     LabelledImages,
     check_labels,
     evaluation_transform,
@@ -38,6 +42,7 @@ class Splits:
         self._recipe, self._num_classes, self._model_names = recipe, num_classes, model_names
         self._data_config = data_config
         self._source = open_source(recipe.data.source, config=recipe.data.config, revision=recipe.data.revision)
+        self._data_names: tuple[str, ...] | None = None  # of the split that was read first
         self._images: dict[Use, LabelledImages] = {}
         self._hashes: dict[Use, list[bytes]] = {}
 
@@ -55,16 +60,7 @@ class Splits:
                 "train": None,
                 "validation": None,
             }[use]
-            split = getattr(recipe.data.splits, use)
-            assert split is not None, "the recipe checks that a split which is needed is named"
-            images = read_split(
-                self._source,
-                split,
-                image_column=recipe.data.image_column,
-                label_column=recipe.data.label_column,
-            )
-            images = self._named_alike(images)
-            check_labels(images, num_classes=self._num_classes)
+            images = self._of_classes(self._read(use))
             per_class = recipe.mine.images_per_class if use == "mine" else None
             images = sample_balanced(images, num_images=number, images_per_class=per_class, seed=recipe.seed)
             if use == "train":
@@ -76,9 +72,50 @@ class Splits:
             self._images[use] = images.with_transform(evaluation_transform(self._data_config))
         return self._images[use]
 
+    def _read(self, use: Use) -> LabelledImages:
+        """All images of a split, none decoded, with labels numbered as the whole model's classes are."""
+        data = self._recipe.data
+        split = getattr(data.splits, use)
+        assert split is not None, "the recipe checks that a split which is needed is named"
+        images = read_split(self._source, split, image_column=data.image_column, label_column=data.label_column)
+        images = self._named_alike(images)
+        check_labels(images, num_classes=self._num_classes)
+        self._data_names = self._data_names or images.class_names
+        return images
+
+    def _of_classes(self, images: LabelledImages) -> LabelledImages:
+        """The images of the recipe's classes, numbered as a sliced head is where the head is sliced."""
+        if not self.classes:
+            return images
+        kept = images.take(np.flatnonzero(np.isin(images.labels, self.classes)))
+        for index in self.classes:
+            if index not in kept.labels:
+                raise DataError(
+                    f"split '{images.split}' has no images of {class_name(index, self._all_names)}, which `classes` "
+                    "names; leave the class out, or choose another split"
+                )
+        if not self._recipe.model.slice_head:
+            return kept
+        numbers = np.full(self._num_classes, -1)
+        numbers[list(self.classes)] = np.arange(len(self.classes))
+        return replace(kept, labels=numbers[kept.labels], class_names=self.class_names)
+
+    @cached_property
+    def classes(self) -> tuple[int, ...]:
+        """Indices, in the whole model, of the classes that the recipe names; none: all."""
+        return tuple(class_indices(self._recipe.classes, self._all_names)) if self._recipe.classes else ()
+
+    @cached_property
+    def _all_names(self) -> tuple[str, ...]:
+        """Names of the whole model's classes: the checkpoint's, else the data set's, else numbers."""
+        for names in (self._model_names, self._data_names or self._read("evaluate").class_names):
+            if names is not None and len(names) == self._num_classes:
+                return tuple(names)
+        return tuple(str(index) for index in range(self._num_classes))
+
     def _named_alike(self, images: LabelledImages) -> LabelledImages:
         """The images with their classes numbered as the model's are, where both have names that tell."""
-        known = self._model_names or next((other.class_names for other in self._images.values()), None)
+        known = self._model_names or self._data_names
         if known is None or images.class_names == known or all(name.isdecimal() for name in images.class_names):
             return images
         if set(images.class_names) <= set(known):
@@ -103,12 +140,10 @@ class Splits:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the model's classes: the checkpoint's, else the data set's, else numbers."""
-        num_classes = self._num_classes
-        for names in (self._model_names, self.images("evaluate").class_names):
-            if names is not None and len(names) == num_classes:
-                return tuple(names)
-        return tuple(str(index) for index in range(num_classes))
+        """Names of the model's classes; of those that are left in a sliced head."""
+        if not self._recipe.model.slice_head:
+            return self._all_names
+        return tuple(self._all_names[index] for index in self.classes)
 
     def batches(self, use: Use, *, batch_size: int) -> DataLoader[tuple[Tensor, Tensor]]:
         """Re-iterable batches in a fixed order."""

@@ -15,7 +15,7 @@ PACKAGE = Path(pathprune.__file__).parent
 STAGES = [
     {"files"},
     {"models"},
-    {"data", "progress"},
+    {"class_names", "data", "progress"},
     {"mining"},
     {"scoring"},
     {"pruning"},

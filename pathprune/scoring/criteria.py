@@ -9,7 +9,7 @@ A third party adds one without touching this package, by an entry point in the g
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -29,7 +29,7 @@ class ScoringContext:
     """Everything that criteria may look at; what a criterion does not ask for may be left out.
 
     `batches` is a re-iterable of `(images [B, C, H, W], labels [B])`; `mined` holds class statistics by the tokens that
-    were clamped when mining.
+    were clamped when mining. `classes` are those that the images are of, where that is not all of the model's.
     """
 
     adapted: AdaptedModel
@@ -37,6 +37,7 @@ class ScoringContext:
     mined: Mapping[Tokens, ClassStats] = field(default_factory=dict)
     statistics: ActivationStatistics | None = None
     seed: int = 0
+    classes: Collection[int] | None = None
 
 
 class Criterion(Registered):

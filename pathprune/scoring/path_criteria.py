@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from pathprune.class_names import ClassKey, class_indices, class_name
 from pathprune.mining.paths import ClassStats
 from pathprune.models.seam import AdaptedModel
 from pathprune.scoring.criteria import Criterion, ScoringContext, Tokens, register
@@ -18,7 +20,6 @@ from pathprune.scoring.scores import Scores
 
 _LOGGER = logging.getLogger(__name__)
 
-ClassKey = int | str
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 _TIE_DECIMALS = 9  # counts closer than this differ by rounding only
@@ -50,31 +51,34 @@ class PathCriterion(Criterion):
     def __call__(self, context: ScoringContext) -> Scores:
         stats = context.mined[self.tokens]
         _check_sites(stats, context.adapted)
-        weight_K = self._class_weights(stats)
+        weight_K = self._class_weights(stats, among=context.classes)
         if self.importance == "count":
             scores = _break_ties(self._reduced(stats, "count", weight_K), by=self._reduced(stats, "mass", weight_K))
         else:
             scores = self._reduced(stats, self.importance, weight_K)
         return dict(zip(stats.site_names, scores, strict=True))
 
-    def _class_weights(self, stats: ClassStats) -> Tensor:
-        """One weight per class of the statistics, 0 for those that are left out: `[K]`."""
-        named = range(len(stats.class_names)) if self.classes is None else _indices(self.classes, stats)
-        weight_K = torch.zeros(len(stats.class_names), dtype=torch.float64)
+    def _class_weights(self, stats: ClassStats, *, among: Collection[int] | None) -> Tensor:
+        """One weight per class of the statistics, 0 for those that are left out: `[K]`; images are of those `among`."""
+        names = stats.class_names
+        named = range(len(names)) if self.classes is None else class_indices(self.classes, names)
+        weighed = class_indices(self.class_weights, names)
+        weight_K = torch.zeros(len(names), dtype=torch.float64)
         weight_K[list(named)] = 1.0
-        for index, weight in zip(_indices(self.class_weights, stats), self.class_weights.values(), strict=True):
+        for index, weight in zip(weighed, self.class_weights.values(), strict=True):
             if weight_K[index] == 0:
-                raise ValueError(f"class_weights weighs {_name(index, stats)}, which is not among `classes`")
+                raise ValueError(f"class_weights weighs {class_name(index, names)}, which is not among `classes`")
             weight_K[index] = weight
         empty = [index for index in stats.empty_classes if weight_K[index] > 0]
-        asked = [index for index in empty if self.classes is not None or index in _indices(self.class_weights, stats)]
+        asked = [index for index in empty if self.classes is not None or index in weighed]
         if asked:
-            names = ", ".join(_name(index, stats) for index in asked)
-            raise ValueError(f"no images of {names} were mined; mine some, or leave the class out")
-        if empty:
-            names = ", ".join(_name(index, stats) for index in empty[:5]) + (" …" if len(empty) > 5 else "")
-            _LOGGER.warning("no images were mined of %d classes, left out of the scores: %s", len(empty), names)
+            listed = ", ".join(class_name(index, names) for index in asked)
+            raise ValueError(f"no images of {listed} were mined; mine some, or leave the class out")
         weight_K[empty] = 0.0
+        missed = [index for index in empty if among is None or index in among]
+        if missed:
+            listed = ", ".join(class_name(index, names) for index in missed[:5]) + (" …" if len(missed) > 5 else "")
+            _LOGGER.warning("no images were mined of %d classes, left out of the scores: %s", len(missed), listed)
         if weight_K.sum() == 0:
             raise ValueError("no class is left to score by: all are without images, or weigh 0")
         return weight_K
@@ -103,35 +107,6 @@ def _break_ties(counts: list[Tensor], *, by: list[Tensor]) -> list[Tensor]:
     most = max(float(mass_W.max()) for mass_W in by)
     scale = step / (2 * most) if most > 0 else 0.0
     return [count_W + scale * mass_W for count_W, mass_W in zip(rounded, by, strict=True)]
-
-
-def _indices(keys: tuple[ClassKey, ...] | dict[ClassKey, float], stats: ClassStats) -> list[int]:
-    """Class indices of indices and names; raises ValueError for one that does not exist, or is given twice."""
-    names = stats.class_names
-    found: list[int] = []
-    for key in keys:
-        if isinstance(key, str) and key in names:
-            if names.count(key) > 1:
-                raise ValueError(f"{names.count(key)} classes are called {key!r}; give an index")
-            key = names.index(key)
-        elif isinstance(key, str) and key.isdecimal():  # JSON has no other keys than strings
-            key = int(key)
-        elif isinstance(key, str):
-            raise ValueError(f"class {key!r} does not exist; classes are {', '.join(names[:10])}{_more(names)}")
-        if not 0 <= key < len(names):
-            raise ValueError(f"class {key} does not exist; classes are 0 … {len(names) - 1}")
-        if key in found:
-            raise ValueError(f"{_name(key, stats)} is given twice")
-        found.append(key)
-    return found
-
-
-def _more(names: tuple[str, ...]) -> str:
-    return f" … ({len(names)})" if len(names) > 10 else ""
-
-
-def _name(index: int, stats: ClassStats) -> str:
-    return f"class {index} ({stats.class_names[index]})"
 
 
 def _check_sites(stats: ClassStats, adapted: AdaptedModel) -> None:
