@@ -21,6 +21,7 @@ from pathprune.evaluation import (
     top1_ci,
 )
 from pathprune.experiment import Experiment
+from pathprune.models.pruned_config import WEIGHTS_FILE
 from pathprune.planning import Planned
 from pathprune.pruning import PrunePlan, prune
 from pathprune.runs import key_of
@@ -45,7 +46,7 @@ def dense_row(experiment: Experiment, evaluation: Evaluation) -> dict[str, Any]:
         "kept_widths": [site.width for site in experiment.adapted.sites],
         "recovery": None,
         "checkpoint": None,
-        "checkpoint_bytes": size_on_disk(source) if (source := Path(experiment.loaded.source)).exists() else None,
+        "checkpoint_bytes": _weights_on_disk(Path(experiment.loaded.source)),
     }
 
 
@@ -74,7 +75,7 @@ def pruned_row(
         **_measured(experiment, model, evaluation, dense),
         "kept_widths": [len(kept) for kept in planned.plan.kept.values()],
         "checkpoint": checkpoint and str(checkpoint.relative_to(experiment.folder.path)),
-        "checkpoint_bytes": checkpoint and size_on_disk(checkpoint),
+        "checkpoint_bytes": checkpoint and size_on_disk(checkpoint / WEIGHTS_FILE),
         "recovery": None,
     }
 
@@ -96,6 +97,12 @@ def recovered_row(
     row = pruned_row(experiment, variant, planned, model, evaluation, dense=dense, checkpoint=checkpoint)
     recovery = {"rounds": config.rounds, "epochs": config.epochs, "history": history}
     return {**row, "variant_id": f"{variant.id}--recovered", "recovery": recovery}
+
+
+def _weights_on_disk(source: Path) -> int | None:
+    """Bytes of the weights alone, where the model comes from this machine."""
+    file = source / WEIGHTS_FILE if (source / WEIGHTS_FILE).is_file() else source
+    return size_on_disk(file) if file.exists() else None
 
 
 def _measured(experiment: Experiment, model: nn.Module, evaluation: Evaluation, dense: Evaluation) -> dict[str, Any]:

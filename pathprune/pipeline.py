@@ -17,8 +17,10 @@ from pathprune.comparison import ROW_FORMAT, add_latency, dense_row, pruned_row,
 from pathprune.evaluation import Evaluation
 from pathprune.experiment import Experiment
 from pathprune.mining import PathAccuracy
-from pathprune.models.checkpoint import load_pruned
+from pathprune.models.checkpoint import describe_pruned, load_pruned
+from pathprune.models.pruned_config import VERSION
 from pathprune.planning import Planned, Planner
+from pathprune.provenance import made_by, measured, origin, published_recipe
 from pathprune.pruning import PrunePlan
 from pathprune.recipe import Recipe
 from pathprune.recovered import is_recovered, recover
@@ -86,6 +88,7 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
             add_latency(experiment, rows, plans)
             folder.write_metrics(rows)
         retention_figure(rows, folder.path / "retention")
+        _describe_checkpoints(experiment, rows)
     return RunResult(folder.path, rows, evaluations, folder.main, experiment.mining.accuracies)
 
 
@@ -149,12 +152,15 @@ def finetune_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
     if not folder.is_current("model", key=key):
         history = train_model(experiment, experiment.model, recipe.train, name="finetune", key=key)
         folder.write_json("history.json", history)
-        experiment.save_checkpoint("model", lambda: experiment.model, key=key, provenance={"recipe": recipe.name})
+        about = {"recipe": published_recipe(recipe)}
+        experiment.save_checkpoint("model", lambda: experiment.model, key=key, provenance=about)
         forget_state(experiment, key=key)
     experiment.model.load_state_dict(load_pruned(folder.path / "model").state_dict())
     evaluation = experiment.evaluation("trained", lambda: experiment.model, key=key)
     rows = [dense_row(experiment, evaluation)]
     folder.write_metrics(rows)
+    if folder.main:
+        describe_pruned(folder.path / "model", metrics=measured(recipe, rows[0], dense=None))
     return RunResult(folder.path, rows, {"dense": evaluation}, folder.main)
 
 
@@ -220,14 +226,22 @@ def _is_saved(recipe: Recipe, variant: Variant) -> bool:
 
 
 def _save(experiment: Experiment, variant: Variant, plan: PrunePlan, model: Callable[[], nn.Module]) -> Path:
-    about = {"recipe": experiment.recipe.name, "variant_id": variant.id, "neurons_removed": plan.neurons_removed}
     return experiment.save_checkpoint(
         f"pruned/{variant.id}",
         model,
-        key=key_of(model=experiment.model_key, pruned=experiment.variant_key(variant, plan)),
+        key=key_of(model=experiment.model_key, pruned=experiment.variant_key(variant, plan), format=VERSION),
         kept=plan.kept,
-        provenance=about,
+        provenance=made_by(experiment.recipe, variant, plan),
+        **origin(experiment.recipe, experiment.loaded),
     )
+
+
+def _describe_checkpoints(experiment: Experiment, rows: list[dict[str, Any]]) -> None:
+    """Add what was measured to the checkpoints and their model cards."""
+    for row in rows:
+        if row["checkpoint"]:
+            metrics = measured(experiment.recipe, row, dense=rows[0])
+            describe_pruned(experiment.folder.path / row["checkpoint"], metrics=metrics)
 
 
 def _environment(experiment: Experiment) -> dict[str, Any]:

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from pathprune.experiment import Experiment
-from pathprune.models.checkpoint import load_pruned, read_pruned_config
+from pathprune.models.checkpoint import load_pruned
+from pathprune.models.pruned_config import read_pruned_config
+from pathprune.provenance import made_by
 from pathprune.pruning import PrunePlan
 from pathprune.pruning.rounds import composed, keep_all, keep_best, widths_after
 from pathprune.recipe import Recipe
@@ -120,12 +122,7 @@ def _round(
         lambda: model,
         key=key,
         kept=whole.kept,
-        provenance={
-            "recipe": experiment.recipe.name,
-            "variant_id": variant.id,
-            "neurons_removed": whole.neurons_removed,
-            "recovery": history,
-        },
+        provenance={**made_by(experiment.recipe, variant, whole), "recovery": history},
     )
     forget_state(experiment, key=key)
 

@@ -27,7 +27,7 @@ STAGES = [
     {"splits", "variants"},
     {"mined"},
     {"experiment"},
-    {"planning"},
+    {"planning", "provenance"},
     {"training"},
     {"recovered"},
     {"comparison"},

@@ -23,7 +23,8 @@ from pathprune.data import DataError
 from pathprune.evaluation import LatencyResult
 from pathprune.mining import ClassStats, PathSet
 from pathprune.models.adapt import adapt
-from pathprune.models.checkpoint import load_pruned, read_pruned_config, save_pruned
+from pathprune.models.checkpoint import load_pruned, save_pruned
+from pathprune.models.pruned_config import read_pruned_config
 from pathprune.pipeline import (
     evaluate_recipe,
     finetune_recipe,
@@ -35,6 +36,7 @@ from pathprune.pipeline import (
 from pathprune.planning import Planner
 from pathprune.pruning import Budget, parse_compensation
 from pathprune.recipe import Recipe, RecipeError, load_recipe
+from pathprune.runs import key_of
 from pathprune.scoring import parse_criterion
 from pathprune.variants import Variant, label, variants
 
@@ -241,9 +243,9 @@ def test_a_changed_model_is_noticed(folder: Path, monkeypatch: pytest.MonkeyPatc
     else:
         config = json.loads(config_file.read_text(encoding="utf-8"))
         if change == "transform":
-            config["data_config"]["mean"] = [0.4, 0.5, 0.5]
+            config["pathprune"]["data_config"]["mean"] = [0.4, 0.5, 0.5]
         else:
-            config["architecture"]["args"]["num_heads"] = 3
+            config["pathprune"]["base"]["args"]["num_heads"] = 3
         config_file.write_text(json.dumps(config), encoding="utf-8")
     monkeypatch.setattr(mined, "locate_paths", refuse)
     with pytest.raises(AssertionError, match="computed again"):
@@ -340,6 +342,26 @@ def test_a_saved_pruned_model_reloads_to_the_accuracy_reported(folder: Path) -> 
         for key in ("top1", "num_params", "macs", "kept_widths"):
             assert again[key] == row[key]
         assert again["nll"] == pytest.approx(row["nll"], rel=1e-5)
+
+
+def test_a_saved_model_says_how_it_was_made_and_how_it_did_without_paths_of_this_machine(folder: Path) -> None:
+    result = run_recipe(tiny_recipe(folder, prune={"ratio": 0.5}, compensation="mean"))
+    (checkpoint,) = (result.folder / "pruned").iterdir()
+    config = read_pruned_config(checkpoint)
+    dense, row = result.metrics[0], next(row for row in result.metrics if row["variant_id"] == checkpoint.name)
+    assert config.metrics is not None
+    for key in ("top1", "top1_ci", "macs", "latency_ms"):
+        assert (config.metrics["dense"][key], config.metrics["pruned"][key]) == (dense[key], row[key])
+    assert config.metrics["data"] == {"source": "data", "split": "test"}
+    assert config.provenance["recipe_hash"] == key_of(**config.provenance["recipe"])
+    assert config.provenance["criterion"]["name"] == "path"
+    assert config.provenance["compensation"] == {"name": "mean"}
+    assert row["checkpoint_bytes"] == (checkpoint / "model.safetensors").stat().st_size
+    for name in ("config.json", "README.md"):
+        assert str(folder) not in (checkpoint / name).read_text(encoding="utf-8")
+    written = {file: file.stat().st_mtime_ns for file in checkpoint.iterdir()}
+    run_recipe(tiny_recipe(folder, prune={"ratio": 0.5}, compensation="mean"))
+    assert {file: file.stat().st_mtime_ns for file in checkpoint.iterdir()} == written
 
 
 def test_planning_and_pruning_evaluate_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

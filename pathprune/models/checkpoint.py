@@ -1,4 +1,4 @@
-"""Pruned models on disk: `model.safetensors` beside a `config.json`, read back without running anything in them.
+"""Pruned models on disk: `model.safetensors`, a `config.json` and a model card, loaded without running them.
 
 `config.json` names the dense architecture (a timm name and arguments), the width kept at every site, the input and the
 class names. timm's `mlp_ratio` is one number for all blocks, so a model is built dense, narrowed, and then filled.
@@ -7,9 +7,8 @@ class names. timm's `mlp_ratio` is one number for all blocks, so a model is buil
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +16,23 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pathprune.files import written_whole
+from pathprune.files import write_text, written_whole
 from pathprune.models.adapt import adapt, evaluating, model_device
 from pathprune.models.architecture import Architecture, class_names_of, data_config_of
+from pathprune.models.card import model_card
+from pathprune.models.hub import local_folder
+from pathprune.models.native import timm_keys
+from pathprune.models.pruned_config import (
+    CARD_FILE,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    PrunedConfig,
+    is_pruned_folder,
+    native_keys,
+    read_pruned_config,
+    write_pruned_config,
+)
 from pathprune.models.weights import CheckpointError, fill_weights, read_weights
-
-FORMAT = "pathprune-pruned"
-VERSION = 1
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-
-
-@dataclass(frozen=True)
-class PrunedConfig:
-    """The content of `config.json`, beside `format` and `version`."""
-
-    architecture: Architecture
-    widths: Mapping[str, int]  # site -> neurons
-    data_config: Mapping[str, Any]
-    class_names: tuple[str, ...] | None = None
-    kept: Mapping[str, list[int]] | None = None  # site -> columns of the dense model, where known
-    tied: Mapping[str, str] = field(default_factory=dict)  # parameter -> the one that it is, whose tensor is stored
-    provenance: Mapping[str, Any] = field(default_factory=dict)  # free-form: how the model was made
 
 
 def save_pruned(
@@ -49,13 +43,17 @@ def save_pruned(
     data_config: Mapping[str, Any] | None = None,
     class_names: Iterable[str] | None = None,
     kept: Mapping[str, Tensor] | None = None,
+    base_model: str | None = None,
+    license: str | None = None,
     provenance: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write `model`, pruned or not, to `folder`; returns the folder.
+    """Write `model`, pruned or not, to `folder`, with a model card; returns the folder.
 
     `architecture` is needed for models that `timm.create_model` did not make: a timm name or `{"name", "args"}` whose
     model differs in MLP widths only. `data_config` and `class_names` default to the model's own; `kept` gives the kept
-    columns of the dense model by site; `provenance` is any JSON.
+    columns of the dense model by site. `base_model` is the hub name of the dense weights and `license` that of these;
+    `provenance` is any JSON, and `metrics` two rows of `metrics.jsonl`, by `dense` and `pruned`.
 
     What was written is loaded and must give the model's logits before it takes its place, all at once. Replaces an
     earlier checkpoint of this format; any other content of `folder` is refused.
@@ -68,37 +66,53 @@ def save_pruned(
         raise CheckpointError(f"got {len(names)} class names for {adapted.num_classes} classes; give one for each")
     tensors, tied = _stored_tensors(model)
     config = PrunedConfig(
-        architecture=Architecture.of(model) if architecture is None else Architecture.parse(architecture),
+        base=Architecture.of(model) if architecture is None else Architecture.parse(architecture),
         widths={site.name: site.width for site in adapted.sites},
         data_config=data_config_of(model) if data_config is None else data_config,
         class_names=names,
         kept=None if kept is None else _checked_kept(kept, {site.name: site.width for site in adapted.sites}),
         tied=tied,
+        base_model=base_model,
+        license=license,
         provenance=provenance or {},
+        metrics=metrics,
     )
-    try:
-        text = json.dumps({"format": FORMAT, "version": VERSION, **asdict(config)}, indent=2)
-    except TypeError as error:
-        raise CheckpointError(f"provenance and data_config must be plain JSON data: {error}") from error
+    native = timm_keys(model, config.base, tensors=tensors, data_config=config.data_config, class_names=names)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(folder) as part:
         part.mkdir()
-        (part / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        write_pruned_config(part, config, native=native)
         save_file(tensors, part / WEIGHTS_FILE, metadata={"format": "pt"})
         _check_reload(model, part, config, folder)
+        write_text(part / CARD_FILE, model_card(config, name=folder.name, in_timm=bool(native)))
     return folder
+
+
+def describe_pruned(folder: str | Path, **changes: Any) -> None:
+    """Change what a checkpoint and its card say: `base_model`, `license`, `provenance`, `metrics`.
+
+    Nothing is written where nothing changes, so that a card that was edited stays as it is.
+    """
+    folder = Path(folder)
+    config = read_pruned_config(folder)
+    changed = replace(config, **changes)
+    if changed != config:
+        native = native_keys(folder)
+        write_pruned_config(folder, changed, native=native)
+        write_text(folder / CARD_FILE, model_card(changed, name=folder.name, in_timm=bool(native)))
 
 
 def load_pruned(folder: str | Path) -> nn.Module:
     """Load what `save_pruned` wrote: on the CPU, in eval mode, with the dtypes that it was saved in.
 
-    Raises `CheckpointError` (a `ValueError`) for other formats and versions, and for files that do not belong together.
+    `folder` is a folder, or the name of a repository on the hub: `owner/name`, `hf-hub:owner/name@revision`. Raises
+    `CheckpointError` (a `ValueError`) for other formats and versions, and for files that do not belong together.
     """
-    folder = Path(folder)
+    folder = local_folder(folder)
     config = read_pruned_config(folder)
     state = read_weights(folder / WEIGHTS_FILE)
     state.update({name: state[source] for name, source in config.tied.items() if source in state})
-    model = config.architecture.build(data_config=config.data_config, class_names=config.class_names)
+    model = config.base.build(data_config=config.data_config, class_names=config.class_names)
     _narrow(model, config.widths, state, folder)
     _tie(model, config.tied, folder)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -113,51 +127,13 @@ def load_pruned(folder: str | Path) -> nn.Module:
     return model
 
 
-def is_pruned_folder(folder: str | Path) -> bool:
-    """Whether `folder` holds a checkpoint of this format, of any version."""
-    try:
-        content = json.loads((Path(folder) / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("format") == FORMAT
-
-
-def read_pruned_config(folder: str | Path) -> PrunedConfig:
-    """Read and check `config.json` of a pruned checkpoint."""
-    file = Path(folder) / CONFIG_FILE
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"no pruned checkpoint in {folder}: cannot read {file}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{folder} holds no checkpoint that save_pruned wrote: {file} has no format '{FORMAT}'")
-    if content.get("version") != VERSION:
-        raise CheckpointError(
-            f"{folder} has version {content.get('version')!r} of the format, this pathprune reads version {VERSION}; "
-            "load it with the pathprune that wrote it, or a newer one"
-        )
-    known = {each.name for each in fields(PrunedConfig)}
-    values = {key: value for key, value in content.items() if key not in ("format", "version")}
-    missing = {"architecture", "widths", "data_config"} - values.keys()
-    if missing or values.keys() - known:
-        raise CheckpointError(
-            f"{file}: missing {sorted(missing)}, unknown {sorted(values.keys() - known)}; keys are {sorted(known)}"
-        )
-    for key in ("widths", "data_config", "tied", "provenance"):
-        if not isinstance(values.get(key, {}), dict):
-            raise CheckpointError(f"{file}: {key} must be an object, got {values[key]!r}")
-    values["architecture"] = Architecture.parse(values["architecture"])
-    if values.get("class_names") is not None:
-        values["class_names"] = tuple(values["class_names"])
-    values["data_config"] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["data_config"].items()}
-    return PrunedConfig(**values)
-
-
 def _check_replaceable(folder: Path) -> None:
     if folder.is_dir():
-        ours = is_pruned_folder(folder) and {file.name for file in folder.iterdir()} <= {CONFIG_FILE, WEIGHTS_FILE}
+        ours = is_pruned_folder(folder) and {file.name for file in folder.iterdir()} <= {
+            CONFIG_FILE,
+            WEIGHTS_FILE,
+            CARD_FILE,
+        }
         if not ours and any(folder.iterdir()):
             raise CheckpointError(f"{folder} holds files that are no pruned checkpoint's; choose a new or empty folder")
     elif folder.exists():
@@ -195,7 +171,7 @@ def _check_reload(model: nn.Module, written: Path, config: PrunedConfig, folder:
     """Refuse a checkpoint that does not give the model's own logits: its architecture is not the model's."""
     advice = (
         'pass architecture={"name": a timm name, "args": {...}} with which timm.create_model makes a model that '
-        f"differs in MLP widths only (tried: {config.architecture.name} with {dict(config.architecture.args)})"
+        f"differs in MLP widths only (tried: {config.base.name} with {dict(config.base.args)})"
     )
     try:
         again = load_pruned(written)

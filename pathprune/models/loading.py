@@ -17,7 +17,8 @@ from timm.models import is_model
 from torch import Tensor, nn
 
 from pathprune.models.architecture import Architecture, class_names_of, data_config_of, unknown_model
-from pathprune.models.checkpoint import CONFIG_FILE, is_pruned_folder, load_pruned
+from pathprune.models.checkpoint import load_pruned
+from pathprune.models.pruned_config import CONFIG_FILE, is_pruned_folder
 from pathprune.models.weights import CheckpointError, fill_weights, read_weights
 
 log = logging.getLogger(__name__)

@@ -6,13 +6,16 @@ import pickle
 import pytest
 import timm
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from timm.data import resolve_model_data_config
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from pathprune.models.adapt import adapt
-from pathprune.models.checkpoint import is_pruned_folder, load_pruned, read_pruned_config, save_pruned
+from pathprune.models.architecture import data_config_of
+from pathprune.models.checkpoint import describe_pruned, load_pruned, save_pruned
+from pathprune.models.pruned_config import is_pruned_folder, read_pruned_config
 
 TINY = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2, "num_classes": 5}
 WIDTHS = (7, 40)
@@ -115,7 +118,7 @@ def test_config_says_all_that_is_known(tmp_path):
     again = load_pruned(tmp_path / "p")
     assert resolve_model_data_config(again) == data
     assert again.pretrained_cfg["label_names"] == tuple(names)
-    assert json.loads((tmp_path / "p" / "config.json").read_text())["version"] == 1
+    assert json.loads((tmp_path / "p" / "config.json").read_text())["version"] == 2
 
 
 def test_tied_parameters_stay_tied_and_views_are_separated(tmp_path):
@@ -212,13 +215,18 @@ def test_wrong_extras_are_refused(tmp_path):
 
 def edit_config(folder, **changes):
     file = folder / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    content = json.loads(file.read_text())
+    for key, value in changes.items():
+        (content if key in content else content["pathprune"])[key] = value
+    file.write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, r"version 2 of the format, this pathprune reads version 1"),
+        ({"version": 3}, r"version 3 of the format, this pathprune reads version 2"),
+        ({"version": "2"}, r"version '2' of the format, this pathprune reads version 2"),
+        ({"pathprune": None}, r"pathprune must be an object, got None"),
         ({"format": "other"}, r"no checkpoint that save_pruned wrote"),
         (
             {"widths": {"blocks.0.mlp.fc2": 8, "blocks.1.mlp.fc2": 40}},
@@ -230,15 +238,15 @@ def edit_config(folder, **changes):
         ({"widths": None}, r"widths must be an object, got None"),
         ({"code": "import os"}, r"unknown \['code'\]"),
         (
-            {"architecture": {"name": "vit_tinny_patch16_224", "args": {}}},
+            {"base": {"name": "vit_tinny_patch16_224", "args": {}}},
             r"unknown model .*did you mean vit_tiny_patch16",
         ),
-        ({"architecture": {"name": "hf-hub:someone/model", "args": {}}}, r"unknown model 'hf-hub:someone/model'"),
+        ({"base": {"name": "hf-hub:someone/model", "args": {}}}, r"unknown model 'hf-hub:someone/model'"),
         (
-            {"architecture": {"name": "vit_tiny_patch16_224", "args": {"pretrained": True}}},
+            {"base": {"name": "vit_tiny_patch16_224", "args": {"pretrained": True}}},
             r"pretrained cannot be among",
         ),
-        ({"architecture": ["vit_tiny_patch16_224"]}, r"an architecture is a timm name or"),
+        ({"base": ["vit_tiny_patch16_224"]}, r"an architecture is a timm name or"),
         ({"tied": {"blocks.0.nothing": "norm.weight"}}, r"ties blocks\.0\.nothing to norm\.weight"),
     ],
 )
@@ -292,3 +300,81 @@ def test_other_folders_are_no_pruned_checkpoints(tmp_path):
         load_pruned(tmp_path)
     save_pruned(make(), tmp_path / "p")
     assert is_pruned_folder(tmp_path / "p")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "args"),
+    [
+        ("vit_tiny_patch16_224", {}),
+        ("deit_tiny_distilled_patch16_224", {"in_chans": 1}),
+        ("vit_small_patch14_reg4_dinov2", {"img_size": (16, 24)}),
+    ],
+)
+@pytest.mark.parametrize("width", [7, 40, 96])
+def test_timm_loads_equal_widths_without_pathprune(tmp_path, architecture, args, width):
+    names = ["ant", "bee", "cat", "dog", "emu"]
+    model = make(architecture, widths=(width, width), **args)
+    data = {**data_config_of(model), "mean": (0.1, 0.2, 0.3), "crop_pct": 1.0}
+    save_pruned(model, tmp_path / "p", class_names=names, data_config=data)
+    again = timm.create_model(f"local-dir:{tmp_path / 'p'}", pretrained=True).eval()
+    batch = torch.randn(2, *data["input_size"])
+    with torch.inference_mode():
+        assert torch.equal(again(batch), model(batch))
+    for reloaded in (again, load_pruned(tmp_path / "p")):
+        assert json.dumps(resolve_model_data_config(reloaded)) == json.dumps(data)  # JSON has no tuples
+    assert again.pretrained_cfg["label_names"] == names
+    assert "timm.create_model" in (tmp_path / "p" / "README.md").read_text()
+
+
+def test_transformers_loads_equal_widths_through_timm(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    names = ["ant", "bee", "cat", "dog", "emu"]
+    model = make(widths=(40, 40))
+    save_pruned(model, tmp_path / "p", class_names=names)
+    again = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "p").eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(again(images()).logits, model(images()), rtol=0, atol=1e-6)
+    assert list(again.config.id2label.values()) == names
+
+
+def test_timm_is_not_told_of_a_model_that_it_cannot_build(tmp_path):
+    save_pruned(make(widths=(7, 40)), tmp_path / "p")
+    with pytest.raises(KeyError, match="architecture"):
+        timm.create_model(f"local-dir:{tmp_path / 'p'}", pretrained=True)
+    assert "timm has one `mlp_ratio` for all blocks" in (tmp_path / "p" / "README.md").read_text()
+
+
+ROW = {"num_images": 400, "top1_ci": [0.7, 0.8], "retention_ci": [0.9, 0.95], "num_params": 2e6, "macs": 3e6}
+METRICS = {
+    "data": {"source": "cifar10", "split": "test"},
+    "dense": {**ROW, "top1": 0.79, "retention": 1.0, "latency_ms": 12.0},
+    "pruned": {**ROW, "top1": 0.75, "retention": 0.93, "latency_ms": 8.0, "latency_batch_size": 16, "speedup": 1.5},
+}
+
+
+def test_the_card_says_how_the_model_does_and_where_it_comes_from(tmp_path):
+    save_pruned(make(), tmp_path / "my-vit", license="apache-2.0", base_model="timm/vit_tiny_patch16_224.augreg_in21k")
+    card = ModelCard.load(tmp_path / "my-vit" / "README.md")
+    assert "Not evaluated yet" in card.text
+    assert "75.5% of its MLP neurons removed" in card.text  # 47 of 192 are left
+    assert "| MLP neurons | 192 | 47 |" in card.text
+    describe_pruned(tmp_path / "my-vit", metrics=METRICS, provenance={"recipe": {"name": "quickstart"}})
+    card = ModelCard.load(tmp_path / "my-vit" / "README.md")
+    assert "| top-1 % | 79.0 [70.0, 80.0] | 75.0 [70.0, 80.0] |" in card.text
+    assert "| latency of a batch of 16 | 12.0 ms | 8.0 ms (1.50× faster) |" in card.text
+    assert "name: quickstart" in card.text
+    assert (card.data.license, card.data.base_model) == ("apache-2.0", "timm/vit_tiny_patch16_224.augreg_in21k")
+    assert card.data.eval_results[0].metric_value == 0.75
+    config = read_pruned_config(tmp_path / "my-vit")
+    assert (config.metrics, config.license) == (METRICS, "apache-2.0")
+    load_pruned(tmp_path / "my-vit")
+
+
+def test_a_description_that_does_not_change_leaves_an_edited_card_alone(tmp_path):
+    save_pruned(make(), tmp_path / "p", metrics=METRICS)
+    card = tmp_path / "p" / "README.md"
+    card.write_text("edited")
+    describe_pruned(tmp_path / "p", metrics=METRICS)
+    assert card.read_text() == "edited"
+    describe_pruned(tmp_path / "p", license="mit")
+    assert "mit, as the dense weights" in card.read_text()
