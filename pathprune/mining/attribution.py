@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pathprune.mining.objectives import Readout
+from pathprune.models.precision import Passes
 from pathprune.models.seam import AdaptedModel
 
 T = TypeVar("T")
@@ -43,24 +44,23 @@ class CleanPass:
 
 @dataclass(frozen=True)
 class Prefix:
-    """The model with every layer before `block` clamped at its chosen neurons, opened at `block`.
+    """The model with every layer before `block` clamped at its chosen neurons, and `block` open for its own values.
 
-    `m` and `u` are `open_block`'s results; `dm` and `du` their derivatives along +1 on every chosen clamped value.
-    Those of the last block have the readout rows only, as nothing reads the others.
+    `state` is what those values have no part in: `m` of `open_block` at the clamped tokens `[N, R, D]`; and, where
+    other tokens have gone past them, `h` `[N, T, D]` of the next block and what it reads of each of them `[N, T, ·]`.
+    There, the clamped tokens' rows are still to be put in. `tangent` is its derivative along +1 on every chosen value.
     """
 
     block: int
-    m_NTD: Tensor
-    u_NTW: Tensor
-    dm_NTD: Tensor
-    du_NTW: Tensor
+    state: tuple[Tensor, ...]
+    tangent: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
 class JointAttribution:
     """The integrals ∫ ∂p/∂v dα of one batch of images, where layers of `adapted` are clamped to `v(α)`.
 
-    `rows` are the clamped tokens, `readout` those that the head reads; None for all of them. `autocast` makes the
+    `rows` are the clamped tokens, `readout` those that the head reads; None for all of them. `passes` makes the
     context that block passes run in.
     """
 
@@ -71,44 +71,42 @@ class JointAttribution:
     weight_M: Tensor
     rows: Tensor | None
     readout: Tensor | None
-    autocast: Callable[[], AbstractContextManager[object]] = nullcontext
+    passes: Passes
 
     def start(self) -> Prefix:
         """Block 0 opened, nothing clamped: the same at every node."""
         rows = self._rows_read_from(0)
-        read = (opened if rows is None else opened[:, rows] for opened in self.clean.opened)
-        m, u = (opened.repeat(len(self.alpha_M), 1, 1) for opened in read)
-        return Prefix(0, m, u, torch.zeros_like(m), torch.zeros_like(u))
+        with self.passes():
+            opened = self._passed_by(0, *(part if rows is None else part[:, rows] for part in self.clean.opened))
+        state = tuple(part.repeat(len(self.alpha_M), 1, 1) for part in opened)
+        return Prefix(0, state, tuple(map(torch.zeros_like, state)))
 
     def layer_gradients(self, prefix: Prefix) -> tuple[Tensor, Tensor]:
         """Clamp all of `prefix.block` to α·a: its own gradients ∫ ∂p/∂v `[B, R, W]`, and those of all neurons
         chosen before it, summed, `[B]`.
         """
         v = (self.alpha_M[:, None, None, None] * self.clean.values[prefix.block]).flatten(0, 1).requires_grad_()
-        # p differentiated by a step along the tangent, at 0, is the sum over all neurons chosen before
-        step = torch.zeros_like(v[:, :1, :1]).requires_grad_()
-        with torch.enable_grad(), self.autocast():
-            m = _moved(prefix.m_NTD, step, prefix.dm_NTD)
-            u = self._clamped(prefix.block, _moved(prefix.u_NTW, step, prefix.du_NTW), v)
-            p_N = self._suffix(prefix.block, m, u)
-            grad_v, grad_step = torch.autograd.grad(p_N.sum(), (v, step))
-        return self.integrated(grad_v), self.integrated(grad_step).flatten()
+        state = [part.detach().requires_grad_() for part in prefix.state]
+        with torch.enable_grad(), self.passes():
+            p_N = self._suffix(prefix.block, v, *state)
+            grad_v, *grads = torch.autograd.grad(p_N.sum(), (v, *state), materialize_grads=True)
+        earlier_N = torch.stack([_products(*pair, dtype=v.dtype) for pair in zip(grads, prefix.tangent, strict=True)])
+        return self.integrated(grad_v), self.integrated(earlier_N.sum(0))
 
     def advance(self, prefix: Prefix, chosen_Bk: Tensor) -> Prefix:
         """Clamp `prefix.block` to a, with the chosen neurons at α·a, and open the next block."""
         block = prefix.block
 
-        def to_next_block(m: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-            return self._open(block + 1, self.adapted.close_block(block, m, u))
+        def to_next_block(v: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+            return self._passed_by(block + 1, *self._open_next(block, v, *state))
 
-        (m, u), (dm, du) = self._along_path(to_next_block, prefix, chosen_Bk)
-        return Prefix(block + 1, m, u, dm, du)
+        return Prefix(block + 1, *self._along_path(to_next_block, prefix, chosen_Bk))
 
     def path_gradient(self, prefix: Prefix, chosen_Bk: Tensor) -> Tensor:
         """Clamp the last layer like the layers before it: ∫ Σ ∂p/∂v over all chosen neurons of all layers, `[B]`."""
 
-        def to_objective(m: Tensor, u: Tensor) -> Tensor:
-            return self._suffix(prefix.block, m, u)
+        def to_objective(v: Tensor, *state: Tensor) -> Tensor:
+            return self._suffix(prefix.block, v, *state)
 
         _, dp_N = self._along_path(to_objective, prefix, chosen_Bk)
         return self.integrated(dp_N)
@@ -139,39 +137,57 @@ class JointAttribution:
         at_node = torch.stack(integrand.chunk(len(self.weight_M)))
         return (self.weight_M.view(-1, *[1] * integrand.ndim) * at_node).sum(0)
 
-    def _suffix(self, block: int, m: Tensor, u: Tensor) -> Tensor:
-        """From block `block`, opened, to the objective: `m` `[N, T, D]`, `u` `[N, T, W]` -> `[N]`."""
-        h = self.adapted.close_block(block, m, u)
-        for later in range(block + 1, len(self.adapted.sites)):
-            h = self.adapted.close_block(later, *self._open(later, h))
+    def _suffix(self, block: int, v: Tensor, *state: Tensor) -> Tensor:
+        """From a `Prefix`'s state at `block`, clamped to `v` `[N, R, W]`, to the objective `[N]`."""
+        last = len(self.adapted.sites) - 1
+        if block == last:
+            return self.value(self._clamped(block, v, state[0]))
+        h = self.adapted.close_block(block + 1, *self._open_next(block, v, *state))
+        for later in range(block + 2, last + 1):
+            h = self.adapted.close_block(later, *self.adapted.open_block(later, h, self._rows_read_from(later)))
         return self.value(h)
 
-    def _open(self, block: int, h: Tensor) -> tuple[Tensor, Tensor]:
-        return self.adapted.open_block(block, h, self._rows_read_from(block))
+    def _open_next(self, block: int, v: Tensor, m: Tensor, *passed: Tensor) -> tuple[Tensor, Tensor]:
+        """Close `block`, clamped to `v`, and open the one after it."""
+        following, rows = block + 1, self._rows_read_from(block + 1)
+        h_NRD = self._clamped(block, v, m)
+        if self.rows is None:
+            return self.adapted.open_block(following, h_NRD, rows)
+        h, read = passed
+        h = h.index_copy(1, self.rows, h_NRD.to(h.dtype))
+        read = read.index_copy(1, self.rows, self.adapted.read_block(following, h_NRD, rows).to(read.dtype))
+        return self.adapted.open_block(following, h, rows, read=read)
+
+    def _clamped(self, block: int, v_NRW: Tensor, m: Tensor) -> Tensor:
+        """Close `block` for the clamped tokens, as far as something reads them."""
+        read = self._rows_read_from(block)
+        v = v_NRW if read is None or self.rows is not None else v_NRW[:, read]
+        return self.adapted.close_block(block, m, v.to(m.dtype))
+
+    def _passed_by(self, block: int, m: Tensor, u: Tensor) -> tuple[Tensor, ...]:
+        """The state of a `Prefix` at `block`: tokens that are not clamped go past the values that will be."""
+        last = block == len(self.adapted.sites) - 1
+        if self.rows is None or last:
+            return (m,)
+        h = self.adapted.close_block(block, m, u)
+        return m[:, self.rows], h, self.adapted.read_block(block + 1, h, self._rows_read_from(block + 1))
 
     def _rows_read_from(self, block: int) -> Tensor | None:
         """The rows of a block's results that something later reads; None for all of them."""
         return self.readout if block == len(self.adapted.sites) - 1 else None
 
-    def _along_path(self, function: Callable[[Tensor, Tensor], T], prefix: Prefix, chosen_Bk: Tensor) -> tuple[T, T]:
-        """`function(m, u)` with the chosen neurons of the open block clamped too, and its derivative along the path."""
-        block, a_BRW = prefix.block, self.clean.values[prefix.block]
+    def _along_path(self, function: Callable[..., T], prefix: Prefix, chosen_Bk: Tensor) -> tuple[T, T]:
+        """`function(v, *state)` with the chosen neurons of the open block clamped too, and its derivative along the
+        path.
+        """
+        a_BRW = self.clean.values[prefix.block]
         chosen_BW = torch.zeros_like(a_BRW[:, 0], dtype=torch.bool).scatter(1, chosen_Bk, True)
         chosen_BRW = chosen_BW[:, None].expand_as(a_BRW)
         v = torch.where(chosen_BRW, self.alpha_M[:, None, None, None] * a_BRW, a_BRW).flatten(0, 1)
-        dv = chosen_BRW.repeat(len(self.alpha_M), 1, 1)
-        u, du = self._clamped(block, prefix.u_NTW, v), self._clamped(block, prefix.du_NTW, dv)
-        with self.autocast(), _forward_mode():
-            result = torch.func.jvp(function, (prefix.m_NTD, u), (prefix.dm_NTD, du))
+        dv = chosen_BRW.repeat(len(self.alpha_M), 1, 1).to(v.dtype)
+        with self.passes(), _forward_mode():
+            result = torch.func.jvp(function, (v, *prefix.state), (dv, *prefix.tangent))
         return result[0], result[1]
-
-    def _clamped(self, block: int, u_NTW: Tensor, v_NRW: Tensor) -> Tensor:
-        """The hidden rows of an open block, with those of the clamped tokens replaced."""
-        v = v_NRW.to(u_NTW.dtype)
-        read = self._rows_read_from(block)
-        if self.rows is None:
-            return v if read is None else v[:, read]
-        return u_NTW.index_copy(1, self.rows, v) if read is None else v  # clamped are the rows that are read
 
 
 @contextmanager
@@ -183,5 +199,6 @@ def _forward_mode() -> Iterator[None]:
         yield
 
 
-def _moved(x: Tensor, step: Tensor, tangent: Tensor) -> Tensor:
-    return (x + step * tangent).to(x.dtype)
+def _products(x_N: Tensor, y_N: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """The inner product of every row of the batch, `[N, …]` and `[N, …]` -> `[N]`."""
+    return (x_N.to(dtype) * y_N.to(dtype)).flatten(1).sum(1)

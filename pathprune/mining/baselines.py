@@ -26,7 +26,7 @@ def influence_pattern(attribution: JointAttribution, images: Tensor) -> tuple[li
     adapted, clean = attribution.adapted, attribution.clean
     inputs = (attribution.alpha_M.to(images.dtype)[:, None, None, None, None] * images).flatten(0, 1)
     hidden = []
-    with attribution.autocast():
+    with attribution.passes():
         h = adapted.stem(inputs).requires_grad_()
         with torch.enable_grad():
             for block in range(len(adapted.sites)):

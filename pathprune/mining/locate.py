@@ -4,10 +4,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-
 import torch
 from torch import Tensor
 
@@ -17,6 +13,7 @@ from pathprune.mining.objectives import GivenReadout, Objective, Readout, defaul
 from pathprune.mining.paths import MinedPaths, normalised
 from pathprune.mining.quadrature import nodes_and_weights
 from pathprune.models.adapt import evaluating, model_device
+from pathprune.models.precision import Passes, mixed_precision
 from pathprune.models.seam import AdaptedModel
 
 METHODS = ("jas", "activation", "influence-pattern")
@@ -60,11 +57,8 @@ def locate_paths(
     exact = at_least_float32(images.dtype)
     readout = torch.tensor(adapted.readout, device=device) if adapted.readout else None
     rows = readout if tokens == "class" else None
-    autocast: Callable[[], AbstractContextManager[object]] = (
-        nullcontext if dtype is None else partial(torch.autocast, device.type, dtype)
-    )
-    with evaluating(adapted.model):
-        clean = _clean_pass(adapted, images, rows, exact, autocast)
+    with evaluating(adapted.model), mixed_precision(adapted.model, dtype) as passes:
+        clean = _clean_pass(adapted, images, rows, exact, passes)
         if objective is None:
             objective = default_objective(adapted.num_classes)
         elif not isinstance(objective, Objective):
@@ -78,7 +72,7 @@ def locate_paths(
             weight_M.to(device, exact),
             rows,
             readout,
-            autocast,
+            passes,
         )
         if method == "jas":
             scores, own, chosen, jas = _layer_by_layer(attribution, top_k)
@@ -138,10 +132,10 @@ def _clean_pass(
     images: Tensor,
     rows: Tensor | None,
     exact: torch.dtype,
-    autocast: Callable[[], AbstractContextManager[object]],
+    passes: Passes,
 ) -> CleanPass:
     values, finite = [], []
-    with autocast():
+    with passes():
         opened = m, u = adapted.open_block(0, adapted.stem(images))
         for block in range(len(adapted.sites)):
             if block > 0:

@@ -54,10 +54,19 @@ class AdaptedModel(Protocol):
 
     def stem(self, images: Tensor) -> Tensor: ...
 
-    def open_block(self, index: int, h: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def read_block(self, index: int, h: Tensor, rows: Tensor | None = None) -> Tensor:
+        """What block `index`, opened for `rows`, takes of every token of `h` before tokens meet: `[B, T, ·]`.
+
+        Each of its rows follows from the same row of `h` alone.
+        """
+
+    def open_block(
+        self, index: int, h: Tensor, rows: Tensor | None = None, *, read: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Run block `index` up to its MLP's hidden layer: `h` -> what the hidden rows will be added to, hidden rows.
 
-        `rows` (int64) asks for those tokens' rows alone of both; the block still attends to all of `h`.
+        `rows` (int64) asks for those tokens' rows alone of both; the block still attends to all of `h`. `read` is
+        `read_block`'s result, where it is there already.
         """
 
     def close_block(self, index: int, m: Tensor, u: Tensor) -> Tensor:

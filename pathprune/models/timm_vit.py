@@ -31,12 +31,27 @@ class TimmViT:
         h: Tensor = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
         return h
 
-    def open_block(self, index: int, h: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def read_block(self, index: int, h: Tensor, rows: Tensor | None = None) -> Tensor:
         block = self.model.blocks[index]
-        x = block.norm1(h)
-        attended, h = (block.attn(x), h) if rows is None else (_attended_rows(block.attn, x, rows), h[:, rows])
+        x: Tensor = block.norm1(h)
+        if not _is_plain(block.attn):
+            return x
+        return block.attn.qkv(x) if rows is None else _projected(block.attn, x, slice(1, 3))
+
+    def open_block(
+        self, index: int, h: Tensor, rows: Tensor | None = None, *, read: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        block, mlp = self.model.blocks[index], self.model.blocks[index].mlp
+        read = self.read_block(index, h, rows) if read is None else read
+        if rows is not None:
+            h = h[:, rows]
+        if not _is_plain(block.attn):
+            attended = block.attn(read) if rows is None else block.attn(read)[:, rows]
+        elif rows is None:
+            attended = _attended(block.attn, *read.chunk(3, dim=2))
+        else:
+            attended = _attended(block.attn, _projected(block.attn, block.norm1(h), slice(0, 1)), *read.chunk(2, dim=2))
         m = h + block.drop_path1(block.ls1(attended))
-        mlp = block.mlp
         return m, mlp.norm(mlp.drop1(mlp.act(mlp.fc1(block.norm2(m)))))
 
     def close_block(self, index: int, m: Tensor, u: Tensor) -> Tensor:
@@ -90,21 +105,25 @@ def _block_difference(block: Any) -> str | None:
     return None
 
 
-def _attended_rows(attn: Any, x: Tensor, rows: Tensor) -> Tensor:
-    """`attn(x)[:, rows]`, with queries for those rows alone where it is timm's plain attention, in eval mode."""
+def _is_plain(attn: Any) -> bool:
+    """Whether it is timm's plain attention, in eval mode."""
     plain = type(attn) is Attention and type(attn.qkv) is nn.Linear and getattr(attn, "gate", None) is None
-    if not plain or attn.training:
-        attended: Tensor = attn(x)[:, rows]
-        return attended
-    dim = attn.qkv.out_features // 3
-    w_q, w_kv = attn.qkv.weight.split((dim, 2 * dim))
-    b_q, b_kv = (None, None) if attn.qkv.bias is None else attn.qkv.bias.split((dim, 2 * dim))
-    num_images, num_tokens, _ = x.shape
-    q = linear(x[:, rows], w_q, b_q).view(num_images, len(rows), attn.num_heads, -1).transpose(1, 2)
-    k, v = linear(x, w_kv, b_kv).view(num_images, num_tokens, 2, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+    return plain and not attn.training
+
+
+def _projected(attn: Any, x: Tensor, parts: slice) -> Tensor:
+    """Some of the query, key and value projections, in this order, of a plain attention."""
+    size = attn.qkv.out_features // 3
+    rows = slice(parts.start * size, parts.stop * size)
+    return linear(x, attn.qkv.weight[rows], None if attn.qkv.bias is None else attn.qkv.bias[rows])
+
+
+def _attended(attn: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A plain attention in eval mode, given its projections."""
+    q, k, v = (x.view(*x.shape[:2], attn.num_heads, -1).transpose(1, 2) for x in (q, k, v))
     mixed = scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v, scale=attn.scale)
-    projected: Tensor = attn.proj(attn.norm(mixed.transpose(1, 2).flatten(2)))
-    return projected
+    attended: Tensor = attn.proj(attn.norm(mixed.transpose(1, 2).flatten(2)))
+    return attended
 
 
 def _readout(model: Any) -> tuple[int, ...]:

@@ -224,6 +224,17 @@ def test_mixed_precision_blocks_keep_float32_scores_close(method):
         assert torch.corrcoef(pair)[0, 1] > 0.99
 
 
+@pytest.mark.parametrize("tokens", ["class", "all"])
+def test_a_model_that_is_in_bfloat16_itself_is_mined_with_float32_scores(tokens):
+    model, images = make("layer-scale").float(), some_images(4).float()
+    exact = locate_paths(adapt(model), images, tokens=tokens)
+    lower = locate_paths(adapt(model.bfloat16()), images.bfloat16(), exact.targets, tokens=tokens)
+    assert lower.scores.dtype == lower.jas.dtype == torch.float32
+    for layer in range(3):
+        pair = torch.stack([exact.own[:, layer].flatten(), lower.own[:, layer].flatten()])
+        assert torch.corrcoef(pair)[0, 1] > 0.95
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

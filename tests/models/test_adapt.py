@@ -96,6 +96,23 @@ def test_rows_asked_for_alone_are_those_of_the_whole_block(name, args):
         torch.testing.assert_close(read, adapted.head(adapted.close_block(last, *whole)), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("name", "args"), [*[(name, {}) for name in FAMILIES], ("vit", {"attn_layer": DoubledAttention})]
+)
+@pytest.mark.parametrize("some_rows", [False, True])
+def test_what_a_block_reads_of_a_token_follows_from_that_token_alone(name, args, some_rows):
+    adapted = adapt(make(name, **args))
+    h = adapted.stem(torch.randn(2, 3, 32, 32, dtype=torch.float64))
+    rows = torch.tensor([0, 2]) if some_rows else None
+    read = adapted.read_block(0, h, rows)
+    one_by_one = torch.cat([adapted.read_block(0, token, rows) for token in h.split(1, dim=1)], dim=1)
+    torch.testing.assert_close(read, one_by_one, rtol=1e-12, atol=1e-12)
+    for given, own in zip(adapted.open_block(0, h, rows, read=read), adapted.open_block(0, h, rows), strict=True):
+        assert torch.equal(given, own)
+    m, _ = adapted.open_block(0, h, rows, read=2 * read)
+    assert not torch.allclose(m, adapted.open_block(0, h, rows)[0])
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_site_is_the_down_projection_that_reads_its_neurons(name):
     model = make(name)

@@ -1,0 +1,46 @@
+"""Run a float32 model's blocks in a lower precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pathprune.models.adapt import model_device
+
+Passes = Callable[[], AbstractContextManager[object]]
+"""Makes the context that passes through blocks run in."""
+
+
+@contextmanager
+def mixed_precision(model: nn.Module, dtype: torch.dtype | None) -> Iterator[Passes]:
+    """Prepare `model` for passes in `dtype` by autocast, or as it is for None; restored on leaving.
+
+    The weights of its linear layers are converted once: autocast, which keeps only copies of weights that ask for
+    gradients, would do it in every pass.
+    """
+    if dtype is None:
+        yield nullcontext
+        return
+    device = model_device(model).type
+
+    @contextmanager
+    def passes() -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(torch.autocast(device, dtype))
+            if device == "cpu":  # whose fused attention is several times slower backward than the products it fuses
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            yield
+
+    weights = {module.weight for module in model.modules() if isinstance(module, nn.Linear)}
+    exact = [(weight, weight.data) for weight in weights if weight.dtype == torch.float32]
+    try:
+        for weight, data in exact:
+            weight.data = data.to(dtype)
+        yield passes
+    finally:
+        for weight, data in exact:
+            weight.data = data
