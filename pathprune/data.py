@@ -15,12 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Image, ReadInstruction, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Image, List, ReadInstruction, Value
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 from timm.data import create_transform
@@ -31,9 +31,13 @@ from torch.utils.data import Dataset as TorchDataset
 log = logging.getLogger(__name__)
 
 SKIPPED = -1  # label of a row whose image could not be read: it is left out of every count
+UNLABELLED = -2  # label of an image that has none
 Transform = Callable[[PILImage.Image], Tensor]
+Labels = Literal["one", "each", "any"]
 
 _COLUMNS = {"image": ("image", "img", "pixel_values", "jpg", "png"), "label": ("label", "labels", "fine_label", "cls")}
+
+_MINE_UNLABELLED = "mine unlabelled images with mine.targets=prediction"
 
 
 class DataError(ValueError):
@@ -67,6 +71,15 @@ class LabelledImages(TorchDataset[tuple[Tensor, int]]):
         except _Unreadable:
             return torch.zeros_like(self.transform(PILImage.new("RGB", (8, 8)))), SKIPPED
         return self.transform(image), int(self.labels[item])
+
+    @property
+    def is_labelled(self) -> bool:
+        return not (self.labels == UNLABELLED).any()
+
+    @property
+    def source_key(self) -> str:
+        """Stands for the content of the source, which is not read for it: another file, date or size gives another."""
+        return str(self.rows._fingerprint)
 
     def with_transform(self, transform: Transform) -> LabelledImages:
         return replace(self, transform=transform)
@@ -217,14 +230,21 @@ def read_split(
     *,
     image_column: str | None = None,
     label_column: str | None = None,
+    labels: Labels = "one",
 ) -> LabelledImages:
-    """Read one split's labels; images stay on disk until an item is asked for."""
+    """Read one split's labels; images stay on disk until an item is asked for.
+
+    - labels: `one`: every image must have one; `each`: an image with a list of them becomes an item for each; `any`:
+      images without labels, or with lists, are `UNLABELLED`, and have no class names.
+    """
     rows = load(split)
     if len(rows) == 0:
         raise DataError(f"split '{split}' has no images")
     image_column = _column(rows, "image", image_column)
-    label_column = _column(rows, "label", label_column)
-    labels, names = _labels(rows, label_column)
+    if labels != "any" or _is_labelled(rows, label_column):
+        items, numbers, names = _labels(rows, _column(rows, "label", label_column), several=labels == "each")
+    else:
+        items, numbers, names = np.arange(len(rows)), np.full(len(rows), UNLABELLED), ()
     if isinstance(rows.features[image_column], Image):
         rows = rows.cast_column(image_column, Image(decode=False))  # decoded here, where a broken file can be skipped
     elif not isinstance(rows.features[image_column], Value):
@@ -232,7 +252,7 @@ def read_split(
             f"image column '{image_column}' holds {rows.features[image_column]}; images, their encoded bytes or paths "
             "of files are supported"
         )
-    return LabelledImages(split, rows, np.arange(len(rows)), image_column, labels, names)
+    return LabelledImages(split, rows, items, image_column, numbers, names)
 
 
 def _column(rows: Dataset, kind: str, asked: str | None) -> str:
@@ -240,27 +260,53 @@ def _column(rows: Dataset, kind: str, asked: str | None) -> str:
         if name in rows.column_names:
             return name
     wanted = f"'{asked}'" if asked else f"named like {', '.join(_COLUMNS[kind])}"
-    raise DataError(f"no {kind} column {wanted}; columns: {', '.join(rows.column_names)}; set data.{kind}_column")
+    hint = f", or {_MINE_UNLABELLED}" if kind == "label" else ""
+    raise DataError(f"no {kind} column {wanted}; columns: {', '.join(rows.column_names)}; set data.{kind}_column{hint}")
 
 
-def _labels(rows: Dataset, column: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    feature, values = rows.features[column], rows[column][:]
+def _is_labelled(rows: Dataset, asked: str | None) -> bool:
+    """Whether every image has one label."""
+    if asked is None and not set(_COLUMNS["label"]) & set(rows.column_names):
+        return False
+    column = _column(rows, "label", asked)
+    if isinstance(rows.features[column], List):
+        return False
+    return all(value is not None and value != -1 for value in rows[column][:])  # -1: missing, in many data sets
+
+
+def _labels(
+    rows: Dataset, column: str, *, several: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64], tuple[str, ...]]:
+    """Rows, their labels, and the names of the classes; a row for each of its labels where it has `several`."""
+    feature, values, items = rows.features[column], rows[column][:], np.arange(len(rows))
     if None in values:
-        raise DataError(f"label column '{column}' has no label for image {values.index(None)}; leave such images out")
+        raise DataError(
+            f"label column '{column}' has no label for image {values.index(None)}; leave such images out, or "
+            f"{_MINE_UNLABELLED}"
+        )
+    if isinstance(feature, List) and several:
+        items = np.repeat(items, [len(labels) for labels in values])
+        feature, values = feature.feature, [label for labels in values for label in labels]
     if isinstance(feature, ClassLabel):
-        return np.asarray(values, dtype=np.int64), tuple(feature.names)
+        return items, np.asarray(values, dtype=np.int64), tuple(feature.names)
     if isinstance(feature, Value) and feature.dtype.endswith("string"):
         names = sorted(set(values))
-        return np.asarray([names.index(value) for value in values], dtype=np.int64), tuple(names)
+        return items, np.asarray([names.index(value) for value in values], dtype=np.int64), tuple(names)
     if isinstance(feature, Value) and "int" in feature.dtype:
-        labels = np.asarray(values, dtype=np.int64)
-        return labels, tuple(str(index) for index in range(int(labels.max()) + 1))
+        numbers = np.asarray(values, dtype=np.int64)
+        return items, numbers, tuple(str(index) for index in range(int(numbers.max(initial=-1)) + 1))
+    if isinstance(feature, List):
+        raise DataError(
+            f"label column '{column}' holds lists; images with several labels can be mined (mine.objective="
+            "label-probability) and calibrated on, not trained or evaluated on"
+        )
     raise DataError(f"label column '{column}' holds {feature}; integers, class labels or strings are supported")
 
 
 def check_labels(images: LabelledImages, *, num_classes: int) -> None:
     """Refuse labels that the model's head cannot predict."""
-    wrong = np.flatnonzero((images.labels < 0) | (images.labels >= num_classes))
+    labels = images.labels
+    wrong = np.flatnonzero((labels != UNLABELLED) & ((labels < 0) | (labels >= num_classes)))
     if len(wrong):
         raise DataError(
             f"split '{images.split}': label {images.labels[wrong[0]]} of image {images.indices[wrong[0]]} is out of "

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from pathprune.evaluation import Evaluation, evaluate_model
 from pathprune.mined import Mining
-from pathprune.mining import ClassStats
+from pathprune.mining import ClassStats, ZeroShot, ZeroShotClassifier, objective_for
 from pathprune.models.adapt import adapt
 from pathprune.models.checkpoint import load_pruned, save_pruned
 from pathprune.models.loading import LoadedModel, load_model
@@ -63,14 +63,24 @@ class Experiment:
         self.data_config = {**self.loaded.data_config, **recipe.model.data_config}
         if self.data_config["input_size"][0] != 3:
             raise ValueError(f"the model takes {self.data_config['input_size'][0]} channels; only RGB images are read")
+        given, own_classes = recipe.mine.objective, adapt(self.loaded.model).num_classes
+        self.objective = objective_for(own_classes, None if given is None else given.make())
+        self.num_classes, class_names = own_classes or None, self.loaded.class_names
+        self._head_key: dict[str, str] | None = None
+        if given is not None and isinstance(self.objective, ZeroShot):
+            self._head_key = given.spec()
+            self.num_classes, class_names = len(self.objective.text_CK), self.objective.class_names
+            with torch.no_grad():  # a head of another tower is noticed now
+                self.classifier(self.loaded.model)(torch.zeros(1, *self.data_config["input_size"]))
         self.splits = Splits(
             recipe,
-            num_classes=adapt(self.loaded.model).num_classes,
-            model_names=self.loaded.class_names,
+            num_classes=self.num_classes,
+            model_names=class_names,
             data_config=self.data_config,
+            choose=lambda images, class_names: self.mining.choose(images, class_names),
         )
         if recipe.model.slice_head:
-            self.loaded = slice_head(self.loaded, self.splits.classes)
+            self.loaded, self.num_classes = slice_head(self.loaded, self.splits.classes), len(self.splits.classes)
         self._start(self.loaded.model, RunFolder(recipe.folder, main=self.accelerator.is_main_process))
         with self.main_first():
             self.folder.claim(recipe, overwrite=overwrite)
@@ -105,12 +115,25 @@ class Experiment:
             artifacts=ARTIFACT_VERSION,
         )
 
+    def classifier(self, model: nn.Module) -> nn.Module:
+        """`model`, or what makes a classifier of it; raises `ValueError` where nothing does."""
+        if isinstance(self.objective, ZeroShot):
+            return ZeroShotClassifier(model, self.objective)
+        if self.num_classes is None:
+            raise ValueError(
+                "the model has no classifier whose accuracy could be measured; mine and prune it, or give it classes "
+                "by mine.objective={name: zero-shot, head: FILE}"
+            )
+        return model
+
     @cached_property
     def mining(self) -> Mining:
         """The mining stage, shared by all processes."""
         return Mining(
             self.recipe,
             self.adapted,
+            objective=self.objective,
+            num_classes=self.num_classes,
             model_key=self.model_key,
             splits=self.splits,
             folder=self.folder,
@@ -148,7 +171,11 @@ class Experiment:
         return self._statistics
 
     def score_key(self, criterion: Criterion) -> str:
-        """Key of the scores that a criterion gives."""
+        """Key of the scores that a criterion gives; raises `ValueError` where it cannot give any."""
+        if criterion.needs_labels and (self.adapted.num_classes == 0 or isinstance(self.objective, ZeroShot)):
+            raise ValueError(f"criterion '{criterion.name}' needs the loss of a classifier, which the model is not")
+        if criterion.needs_labels and not self.splits.images("calibrate").is_labelled:
+            raise ValueError(f"criterion '{criterion.name}' needs labels, which the calibration images do not have")
         tokens = criterion.needs_mining
         return key_of(
             model=self.model_key,
@@ -217,7 +244,7 @@ class Experiment:
         with image_progress(disable=not self.accelerator.is_main_process) as progress:
             task = progress.add_task(f"evaluating {name}", total=len(images), note="")
             made = evaluate_model(
-                model(),
+                self.classifier(model()),
                 loader,
                 accelerator=self.accelerator,
                 reference=reference,
@@ -239,6 +266,7 @@ class Experiment:
             model=self.model_key,
             images=self.splits.key(use),
             pruned=key,
+            head=self._head_key,
             precision=self.recipe.mixed_precision,
         )
 
@@ -268,7 +296,7 @@ class Experiment:
                     folder,
                     architecture=self.loaded.architecture,
                     data_config=self.data_config,
-                    class_names=self.splits.class_names,
+                    class_names=self.splits.class_names if self.num_classes == self.adapted.num_classes else None,
                     **about,
                 )
 

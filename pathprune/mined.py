@@ -1,36 +1,43 @@
-"""The mining stage of an experiment: how accurate it is, and the class statistics of all paths."""
+"""The mining stage of an experiment: which images, how accurately, and the class statistics of their paths."""
 
 from __future__ import annotations
 
-import json
+import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from functools import cached_property
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from pathprune.data import make_loader
+from pathprune.class_names import class_indices
+from pathprune.data import SKIPPED, LabelledImages, make_loader
 from pathprune.mining import (
     ClassStats,
+    CleanCosine,
+    LabelProbability,
     MinedPaths,
     Objective,
     PathAccuracy,
+    Sampling,
     ShardFolder,
-    default_objective,
     fewest_nodes,
     locate_paths,
     mine_split,
     path_accuracy,
+    sample_for_mining,
     save_paths,
 )
 from pathprune.mining.accuracy import CONVERGED_NODES, GOAL, MIXED_GOAL
-from pathprune.models.adapt import model_device
+from pathprune.models.adapt import evaluating, model_device
 from pathprune.models.seam import AdaptedModel
 from pathprune.progress import image_progress
 from pathprune.recipe import DEFAULT_NODES, Recipe
@@ -40,6 +47,7 @@ from pathprune.splits import Splits
 
 log = logging.getLogger(__name__)
 
+CHOSEN = "images/mine.safetensors"  # positions in the split, and the class that each image counts for
 _DTYPES = {"no": None, "bf16": torch.bfloat16}
 
 
@@ -51,27 +59,103 @@ class Mining:
         recipe: Recipe,
         adapted: AdaptedModel,
         *,
+        objective: Objective,
+        num_classes: int | None,
         model_key: str,
         splits: Splits,
         folder: RunFolder,
         accelerator: Accelerator,
     ) -> None:
-        self._config, self._num_workers = recipe.mine, recipe.data.num_workers
-        self._adapted, self._model_key, self._splits = adapted, model_key, splits
+        """`num_classes` are those that labels are of, None where the model has none."""
+        self._config, self._num_workers, self._seed = recipe.mine, recipe.data.num_workers, recipe.seed
+        self._slices_head = recipe.model.slice_head  # its classes are those that are left
+        self._predicted_at_once = recipe.evaluate.batch_size
+        self._adapted, self._objective, self._num_classes = adapted, objective, num_classes
+        self._model_key, self._splits = model_key, splits
         self._folder, self._accelerator = folder, accelerator
         self._stats: dict[Tokens, ClassStats] = {}
         self._accuracies: dict[Tokens, PathAccuracy | None] = {}
-
-    @cached_property
-    def objective(self) -> Objective:
-        """What paths explain."""
-        given = self._config.objective
-        return default_objective(self._adapted.num_classes) if given is None else given.make()
 
     @property
     def accuracies(self) -> dict[Tokens, PathAccuracy]:
         """The accuracy of what was mined or loaded so far, where it was checked."""
         return {tokens: found for tokens, found in self._accuracies.items() if found is not None}
+
+    def choose(self, images: LabelledImages, class_names: tuple[str, ...]) -> LabelledImages:
+        """The images of the split to mine, labelled with the class that each counts for; shared by all processes."""
+        config = self._config
+        self._check_labels(images)
+        if self._num_classes is None and not images.is_labelled:
+            images = replace(images, labels=np.zeros_like(images.labels))
+        of_model = () if self._slices_head else self._splits.classes
+        classes = list(of_model) if config.classes is None else class_indices(config.classes, class_names)
+        sampling = Sampling(
+            num_images=config.num_images,
+            images_per_class=config.images_per_class,
+            classes=classes or None,
+            by=config.targets,
+            only_correct=config.only_correct,
+        )
+        key = key_of(
+            sampling=asdict(sampling),
+            seed=self._seed,
+            labels=hashlib.blake2b(images.labels.tobytes()).hexdigest(),
+            predictions=[self._model_key, self._plain_settings(), images.source_key] if sampling.predicts else None,
+        )
+
+        def load(file: Path) -> LabelledImages:
+            stored = load_file(file)
+            names = images.class_names if sampling.by == "label" else ()
+            return replace(images, indices=stored["indices"], labels=stored["labels"], class_names=names)
+
+        found = self._folder.current(CHOSEN, key=key, load=load)
+        self._accelerator.wait_for_everyone()  # nobody writes before all have looked
+        if found:
+            return found[0]
+        chosen = sample_for_mining(
+            images, sampling, num_classes=len(class_names), predict=self._predict, seed=self._seed
+        )
+        return self._folder.artifact(
+            CHOSEN,
+            key=key,
+            make=lambda: chosen,
+            save=lambda made, file: save_file({"indices": made.indices, "labels": made.labels}, file),
+            load=load,
+        )
+
+    def _check_labels(self, images: LabelledImages) -> None:
+        config = self._config
+        if isinstance(self._objective, CleanCosine) and (config.targets == "prediction" or config.only_correct):
+            raise ValueError(
+                "the objective cosine has no classes to predict; leave out mine.targets=prediction and "
+                "mine.only_correct, or give it classes by mine.objective={name: zero-shot, head: FILE}"
+            )
+        if config.only_correct and not images.is_labelled:
+            raise ValueError(f"mine.only_correct needs labels, and split '{images.split}' has none; leave it out")
+        if config.only_correct and isinstance(self._objective, LabelProbability):
+            raise ValueError("mine.only_correct is about images with one label each, label-probability about several")
+
+    def _predict(self, images: LabelledImages) -> NDArray[np.int64]:
+        """The class that the model predicts for each image, `SKIPPED` if it is unreadable; shared by all processes."""
+        accelerator, model = self._accelerator, self._adapted.model
+        own = images.take(np.arange(accelerator.process_index, len(images), accelerator.num_processes))
+        device, predictions = model_device(model), [torch.zeros(0, dtype=torch.int64)]
+        loader = make_loader(own, batch_size=self._predicted_at_once, num_workers=self._num_workers)
+        with (
+            image_progress(disable=not accelerator.is_main_process) as progress,
+            evaluating(model),
+            torch.no_grad(),
+        ):
+            task = progress.add_task("predicting classes to sample by", total=len(own), note="")
+            for batch, labels in loader:
+                logits = self._objective.class_logits(model(batch.to(device)))
+                assert logits is not None, "objectives without classes are refused before"
+                predictions.append(logits.argmax(-1).cpu().where(labels != SKIPPED, SKIPPED))
+                progress.advance(task, len(labels))
+        result = np.empty(len(images), dtype=np.int64)
+        for process, part in enumerate(gather_object([torch.cat(predictions).numpy()])):
+            result[process :: accelerator.num_processes] = part
+        return result
 
     def stats(self, tokens: Tokens) -> ClassStats:
         """Class statistics of the paths located on the mining images; the paths go beside them.
@@ -134,13 +218,10 @@ class Mining:
                 check_images=config.check_images,
             )
             with self._main_first():
-                accuracy = self._folder.artifact(
-                    f"accuracy/{tokens}.json",
-                    key=key,
-                    make=lambda: self._check(tokens),
-                    save=lambda made, file: file.write_text(json.dumps(made.to_dict(), indent=2) + "\n", "utf-8"),
-                    load=lambda file: PathAccuracy.from_dict(json.loads(file.read_text(encoding="utf-8"))),
+                content = self._folder.json_artifact(
+                    f"accuracy/{tokens}.json", key=key, make=lambda: self._check(tokens).to_dict()
                 )
+            accuracy = PathAccuracy.from_dict(content)
             if not accuracy.reached and self._folder.main:
                 log.warning("paths (%s tokens) miss their goal: %s; %s", tokens, accuracy, self._remedy())
             self._accuracies[tokens] = accuracy
@@ -206,10 +287,10 @@ class Mining:
             "method": config.method,
             "rule": config.rule,
             "top_k": config.top_k,
-            "objective": self.objective,
+            "objective": self._objective,
             "dtype": _DTYPES[config.precision],
         }
-        targets = labels if config.targets == "label" else None
+        targets = None if isinstance(self._objective, CleanCosine) else labels
         return locate_paths(self._adapted, images, targets, tokens=tokens, **given | settings)
 
     def _mine(self, tokens: Tokens, shards: ShardFolder) -> int:
@@ -224,7 +305,6 @@ class Mining:
                 locate=lambda batch, labels: self._locate(batch, labels, tokens, nodes=nodes),
                 shard_size=config.shard_size,
                 batch_size=config.batch_size,
-                only_correct=config.only_correct,
                 process=self._accelerator.process_index,
                 num_processes=self._accelerator.num_processes,
                 num_workers=self._num_workers,

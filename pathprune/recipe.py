@@ -40,6 +40,10 @@ def _as_list(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
+def _as_list_or_none(value: Any) -> Any:
+    return None if value is None else _as_list(value)
+
+
 def _as_word(value: Any) -> Any:
     """YAML reads a bare `no` as False."""
     return "no" if value is False else value
@@ -71,7 +75,7 @@ class ModelConfig(_Section):
     name: str = Field("demo", description="timm name, hf-hub:NAME, a checkpoint folder, or demo")
     checkpoint: str | None = Field(None, description="weights file (.safetensors, .pth, .pt); null: those of the name")
     pretrained: bool = Field(True, description="fetch pretrained weights where no checkpoint is given")
-    num_classes: int | None = Field(None, ge=1, description="size of the head; null: as the checkpoint has it")
+    num_classes: int | None = Field(None, ge=0, description="size of the head; 0: none; null: as the checkpoint has it")
     image_size: int | None = Field(None, ge=1, description="input size in pixels; null: the model's own")
     slice_head: bool = Field(False, description="with `classes`: leave the other classes out of the head")
     args: dict[str, Any] = Field(default_factory=dict, description="further arguments of timm.create_model")
@@ -120,7 +124,10 @@ class MineConfig(_Section):
 
     num_images: int | None = Field(200, ge=1, description="mined images, spread evenly over classes; null: all")
     images_per_class: int | None = Field(None, ge=1, description="up to so many of every class instead of num_images")
-    only_correct: bool = Field(False, description="leave out sampled images that the model gets wrong")
+    classes: Annotated[tuple[ClassKey, ...] | None, BeforeValidator(_as_list_or_none)] = Field(
+        None, min_length=1, description="only images of these classes, by name or index; null: of all"
+    )
+    only_correct: bool = Field(False, description="only images that the model gets right")
     method: Literal["jas", "activation", "influence-pattern"] = Field(
         "jas", description="joint attribution, or one of the paper's baselines"
     )
@@ -134,7 +141,9 @@ class MineConfig(_Section):
         "no", description="mixed precision of block passes; softmax, sums and scores stay in float32"
     )
     top_k: int = Field(1, ge=1, description="neurons per layer on a path")
-    targets: Literal["label", "prediction"] = Field("label", description="the class whose probability is attributed")
+    targets: Literal["label", "prediction"] = Field(
+        "label", description="the class of an image: sampled by, explained, and counted for"
+    )
     objective: ObjectiveConfig | None = Field(
         None, description="what is attributed; null: the class's probability, or the clean embedding without classes"
     )
@@ -290,6 +299,10 @@ class Recipe(_Section):
     def _sliced_to_classes(self) -> Self:
         if self.model.slice_head and len(self.classes) < 2:
             raise ValueError("model.slice_head keeps the head's rows of `classes`; name two of them at least")
+        if self.model.slice_head and self.mine.objective is not None and self.mine.objective.name == "zero-shot":
+            raise ValueError(
+                "model.slice_head slices a classifier; leave classes out of the zero-shot head's file instead"
+            )
         return self
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from pathprune.class_names import class_indices, class_name
 from pathprune.data import (
     DataError,
     LabelledImages,
+    Labels,
     check_labels,
     evaluation_transform,
     make_loader,
@@ -32,15 +33,25 @@ log = logging.getLogger(__name__)
 
 Use = Literal["mine", "calibrate", "train", "validation", "evaluate"]
 
+Choose = Callable[[LabelledImages, tuple[str, ...]], LabelledImages]
+"""All images of the mining split, the names of the classes -> the images to mine, labelled with what they count for."""
+
 
 class Splits:
     """Images by use, read when first asked for, with labels numbered as the model's classes are."""
 
     def __init__(
-        self, recipe: Recipe, *, num_classes: int, model_names: tuple[str, ...] | None, data_config: Mapping[str, Any]
+        self,
+        recipe: Recipe,
+        *,
+        num_classes: int | None,
+        model_names: tuple[str, ...] | None,
+        data_config: Mapping[str, Any],
+        choose: Choose,
     ) -> None:
+        """`num_classes` is None where the model has no classes; `choose` samples the images to mine."""
         self._recipe, self._num_classes, self._model_names = recipe, num_classes, model_names
-        self._data_config = data_config
+        self._data_config, self._choose = data_config, choose
         self._source = open_source(recipe.data.source, config=recipe.data.config, revision=recipe.data.revision)
         self._data_names: tuple[str, ...] | None = None  # of the split that was read first
         self._images: dict[Use, LabelledImages] = {}
@@ -54,22 +65,24 @@ class Splits:
         if use not in self._images:
             recipe = self._recipe
             number = {
-                "mine": recipe.mine.num_images,
+                "mine": None,
                 "calibrate": recipe.score.num_images,
                 "evaluate": recipe.evaluate.num_images,
                 "train": None,
                 "validation": None,
             }[use]
             images = self._of_classes(self._read(use))
-            per_class = recipe.mine.images_per_class if use == "mine" else None
-            images = sample_balanced(images, num_images=number, images_per_class=per_class, seed=recipe.seed)
+            if use == "mine":
+                images = self._choose(images, self.class_names)
+            else:
+                images = sample_balanced(images, num_images=number, seed=recipe.seed)
             if use == "train":
                 self._hashes[use] = images.content_hashes()
             else:
                 images, self._hashes[use] = images.readable(
                     max_unreadable=recipe.data.max_unreadable, threads=recipe.data.num_workers
                 )
-            self._images[use] = images.with_transform(evaluation_transform(self._data_config))
+            self._images[use] = images
         return self._images[use]
 
     def _read(self, use: Use) -> LabelledImages:
@@ -77,15 +90,22 @@ class Splits:
         data = self._recipe.data
         split = getattr(data.splits, use)
         assert split is not None, "the recipe checks that a split which is needed is named"
-        images = read_split(self._source, split, image_column=data.image_column, label_column=data.label_column)
+        images = read_split(
+            self._source,
+            split,
+            image_column=data.image_column,
+            label_column=data.label_column,
+            labels=self._labels_needed(use),
+        )
         images = self._named_alike(images)
-        check_labels(images, num_classes=self._num_classes)
+        if self._num_classes is not None:
+            check_labels(images, num_classes=self._num_classes)
         self._data_names = self._data_names or images.class_names
-        return images
+        return images.with_transform(evaluation_transform(self._data_config))
 
     def _of_classes(self, images: LabelledImages) -> LabelledImages:
         """The images of the recipe's classes, numbered as a sliced head is where the head is sliced."""
-        if not self.classes:
+        if not self.classes or not images.is_labelled:
             return images
         kept = images.take(np.flatnonzero(np.isin(images.labels, self.classes)))
         for index in self.classes:
@@ -96,7 +116,7 @@ class Splits:
                 )
         if not self._recipe.model.slice_head:
             return kept
-        numbers = np.full(self._num_classes, -1)
+        numbers = np.full(len(self._all_names), -1)
         numbers[list(self.classes)] = np.arange(len(self.classes))
         return replace(kept, labels=numbers[kept.labels], class_names=self.class_names)
 
@@ -107,16 +127,28 @@ class Splits:
 
     @cached_property
     def _all_names(self) -> tuple[str, ...]:
-        """Names of the whole model's classes: the checkpoint's, else the data set's, else numbers."""
-        for names in (self._model_names, self._data_names or self._read("evaluate").class_names):
-            if names is not None and len(names) == self._num_classes:
-                return tuple(names)
-        return tuple(str(index) for index in range(self._num_classes))
+        """Names of the whole model's classes: the checkpoint's, else the data set's, else numbers.
+
+        Of a model without classes those of the images to mine, which are all of one where they are unlabelled.
+        """
+        if self._num_classes is None:
+            return self._data_names or self._read("mine").class_names or ("all",)
+        names = self._model_names
+        if names is None or len(names) != self._num_classes:
+            names = self._read("evaluate").class_names if self._data_names is None else self._data_names
+        return names if len(names) == self._num_classes else tuple(str(index) for index in range(self._num_classes))
+
+    def _labels_needed(self, use: Use) -> Labels:
+        mine = self._recipe.mine
+        if use == "calibrate" or (use == "mine" and (mine.targets == "prediction" or self._num_classes is None)):
+            return "any"
+        multi_label = mine.objective is not None and mine.objective.name == "label-probability"
+        return "each" if use == "mine" and multi_label else "one"
 
     def _named_alike(self, images: LabelledImages) -> LabelledImages:
         """The images with their classes numbered as the model's are, where both have names that tell."""
         known = self._model_names or self._data_names
-        if known is None or images.class_names == known or all(name.isdecimal() for name in images.class_names):
+        if not known or images.class_names == known or all(name.isdecimal() for name in images.class_names):
             return images
         if set(images.class_names) <= set(known):
             log.info("split '%s': classes are numbered by their names, as the model's are", images.split)

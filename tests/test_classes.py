@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +91,7 @@ def test_a_sliced_model_is_among_its_classes_and_its_checkpoint_knows_their_name
     assert result.metrics[0]["top1"] == pytest.approx(right)
     assert all(len(row["per_class"]) == 2 for row in result.metrics)
     saved = result.folder / "pruned" / "path--mean--0.5"
-    assert json.loads((saved / "config.json").read_text())["class_names"] == ["owl", "cat"]
+    assert load_pruned(saved).pretrained_cfg["label_names"] == ("owl", "cat")
     logits = load_pruned(saved)(images)
     assert logits.shape == (20, 2)
     evaluated = result.evaluations["path--mean--0.5"]

@@ -9,10 +9,12 @@ from pathprune.mining.objectives import (
     Objective,
     ObjectiveConfig,
     ZeroShot,
-    default_objective,
+    ZeroShotClassifier,
+    objective_for,
 )
 from pathprune.mining.paths import KINDS, ClassStats, MinedPaths, PathSet, per_layer, save_paths
 from pathprune.mining.quadrature import RULES
+from pathprune.mining.sampling import Sampling, sample_for_mining
 from pathprune.mining.shards import ShardFolder
 from pathprune.mining.split import mine_split
 
@@ -30,13 +32,16 @@ __all__ = [
     "ObjectiveConfig",
     "PathAccuracy",
     "PathSet",
+    "Sampling",
     "ShardFolder",
     "ZeroShot",
-    "default_objective",
+    "ZeroShotClassifier",
     "fewest_nodes",
     "locate_paths",
     "mine_split",
+    "objective_for",
     "path_accuracy",
     "per_layer",
+    "sample_for_mining",
     "save_paths",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pathprune.mining import baselines
 from pathprune.mining.attribution import CleanPass, JointAttribution, at_least_float32
-from pathprune.mining.objectives import GivenReadout, Objective, Readout, default_objective
+from pathprune.mining.objectives import Objective, Readout, objective_for
 from pathprune.mining.paths import MinedPaths, normalised
 from pathprune.mining.quadrature import nodes_and_weights
 from pathprune.models.adapt import evaluating, model_device
@@ -59,10 +59,7 @@ def locate_paths(
     rows = readout if tokens == "class" else None
     with evaluating(adapted.model), mixed_precision(adapted.model, dtype) as passes:
         clean = _clean_pass(adapted, images, rows, exact, passes)
-        if objective is None:
-            objective = default_objective(adapted.num_classes)
-        elif not isinstance(objective, Objective):
-            objective = GivenReadout(objective, classes=adapted.num_classes > 0)
+        objective = objective_for(adapted.num_classes, objective)
         predictions, targets = _classes(objective, clean.output_BK, targets)
         attribution = JointAttribution(
             adapted,

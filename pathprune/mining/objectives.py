@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from pydantic import BaseModel, ConfigDict, model_validator
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
 CLIP_LOGIT_SCALE = 100.0  # what CLIP's temperature was clipped at, and ended at (arXiv 2103.00020, 2.5)
@@ -157,6 +157,17 @@ class GivenReadout:
         return self.function
 
 
+class ZeroShotClassifier(nn.Module):
+    """A tower whose outputs are the logits of a zero-shot head."""
+
+    def __init__(self, tower: nn.Module, head: ZeroShot) -> None:
+        super().__init__()
+        self.tower, self.head = tower, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head.class_logits(self.tower(images))
+
+
 class ObjectiveConfig(BaseModel):
     """An objective as a recipe names it."""
 
@@ -199,9 +210,20 @@ class ObjectiveConfig(BaseModel):
         return {"name": self.name, "head": hashlib.blake2b(content, digest_size=12).hexdigest()}
 
 
-def default_objective(num_classes: int) -> Objective:
-    """What is explained where nothing else is asked for: the class, or the embedding of a model without classes."""
-    return ClassProbability() if num_classes else CleanCosine()
+def objective_for(num_classes: int, given: Objective | Readout | None = None) -> Objective:
+    """`given`, or by default the class's probability and, for a model without classes, the clean embedding.
+
+    `num_classes` are those of the model's own classifier. Raises `ValueError` where the objective is about one, and
+    there is none.
+    """
+    if given is None:
+        return ClassProbability() if num_classes else CleanCosine()
+    if isinstance(given, ClassProbability | LabelProbability) and num_classes == 0:
+        raise ValueError(
+            "the model has no classifier whose classes could be explained; choose the objective cosine, or zero-shot "
+            "with a head of text embeddings"
+        )
+    return given if isinstance(given, Objective) else GivenReadout(given, classes=num_classes > 0)
 
 
 def _at(values_BC: Tensor, targets_B: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from pathprune.data import SKIPPED, LabelledImages, load_batches
 from pathprune.mining.paths import ClassStats, MinedPaths, PathSet
 from pathprune.mining.shards import Shard, ShardFolder
-from pathprune.models.adapt import evaluating, model_device
+from pathprune.models.adapt import model_device
 from pathprune.models.seam import AdaptedModel
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,6 @@ def mine_split(
     locate: Locate,
     shard_size: int,
     batch_size: int | Literal["auto"],
-    only_correct: bool = False,
     process: int = 0,
     num_processes: int = 1,
     num_workers: int = 0,
@@ -47,7 +46,6 @@ def mine_split(
       and however often they are stopped.
     - batch_size: images mined together, within a shard; `auto` is the largest that fits into memory, from `shard_size`
       down by halves.
-    - only_correct: leave out images that the model gets wrong.
     - process, num_processes: shards are dealt out in turn. `shards.prepare()` was called before by one of them.
     - on_progress: told how many images are done, those of the other processes included.
     """
@@ -63,7 +61,7 @@ def mine_split(
             tracked = _tracked(islice(loaded, len(batches[number])), done, on_progress)
             labels_S = images.labels[split[number]]
             indices = [torch.from_numpy(images.indices[batch]) for batch in batches[number]]
-            usable = _usable(adapted, zip(tracked, indices, strict=True), only_correct=only_correct)
+            usable = _usable(adapted, zip(tracked, indices, strict=True))
             shards.write(number, _mine_shard(shards, labels_S, usable, locate))
 
     if batch_size != "auto":
@@ -102,16 +100,13 @@ def _tracked(
 
 
 def _usable(
-    adapted: AdaptedModel, batches: Iterable[tuple[tuple[Tensor, Tensor], Tensor]], *, only_correct: bool
+    adapted: AdaptedModel, batches: Iterable[tuple[tuple[Tensor, Tensor], Tensor]]
 ) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-    """Images on the model's device, labels and indices, without images that are unreadable or, if asked, misjudged."""
+    """Images on the model's device, labels and indices, without images that are unreadable."""
     device = model_device(adapted.model)
     for (images, labels), indices in batches:
         kept = labels != SKIPPED
         images = images.to(device, non_blocking=True)
-        if only_correct:
-            with evaluating(adapted.model), torch.no_grad():
-                kept &= adapted.model(images).argmax(-1).cpu() == labels
         if kept.any():
             yield images[kept.to(device)], labels[kept], indices[kept]
 

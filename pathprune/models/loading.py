@@ -55,8 +55,8 @@ def load_model(
       `save_pruned`, or `demo`.
     - `checkpoint`: a `.safetensors`, `.pth` or `.pt` file, instead of the weights that belong to the name.
     - `pretrained`: False without a checkpoint gives random weights.
-    - `num_classes`, `image_size`: by default those of the weights. A head of another size is refused, except that hub
-      weights get a new, untrained one (a warning says so); position embeddings are resized.
+    - `num_classes`, `image_size`: by default those of the weights. 0 leaves the head out. A head of another size is
+      refused, except that hub weights get a new, untrained one (a warning says so); position embeddings are resized.
     - `model_args`: further arguments of `timm.create_model`.
 
     Raises `CheckpointError` (a `ValueError`) with one line that says what is wrong and what to do.
@@ -84,7 +84,7 @@ def load_model(
         return _described(_filled(name, args, weights), str(weights or name))
     model = _create(name, args, pretrained=True)
     stored = model.pretrained_cfg.get("num_classes")
-    if num_classes is not None and stored != num_classes:
+    if num_classes and stored != num_classes:
         log.warning("%s has weights for %s classes: its head for %d is new and untrained", name, stored, num_classes)
     return _described(model, name)
 
@@ -166,6 +166,9 @@ def _filled(name: str, args: Mapping[str, Any], weights: Path | None) -> Any:
     inferred = {key: value for key, value in _sizes(model, state).items() if key not in args}
     if inferred:
         model = _create(name, {**args, **inferred})
+    if args.get("num_classes") == 0:
+        heads = tuple(f"{head}." for head in _classifiers(model))
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(heads)}
     has, asked = _head_size(model, state), args.get("num_classes")
     if asked is not None and has is not None and has != asked:
         raise CheckpointError(
@@ -213,7 +216,11 @@ def _sizes(model: Any, state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _head_size(model: Any, state: Mapping[str, Tensor]) -> int | None:
-    classifiers = model.pretrained_cfg.get("classifier") or "head"
-    first = classifiers if isinstance(classifiers, str) else classifiers[0]
-    weight = state.get(f"{first}.weight")
+    weight = state.get(f"{_classifiers(model)[0]}.weight")
     return None if weight is None else len(weight)
+
+
+def _classifiers(model: Any) -> tuple[str, ...]:
+    """Names of the model's heads; a distilled model has two."""
+    names = model.pretrained_cfg.get("classifier") or "head"
+    return (names,) if isinstance(names, str) else tuple(names)

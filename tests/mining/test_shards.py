@@ -163,18 +163,6 @@ def test_images_that_cannot_be_read_are_left_out(tmp_path, adapted):
     assert sorted(PathSet.load(tmp_path / "paths.parquet").indices.tolist()) == [1, 2, 5, 7, 8]
 
 
-def test_images_that_the_model_gets_wrong_are_left_out_if_asked(tmp_path, adapted):
-    images = tiny_images(12)
-    everything, right = mined_at(tmp_path / "all", tmp_path / "right")
-    mine(everything, adapted, images)
-    before = PathSet.load(everything / "paths.parquet")
-    expected = before.indices[before.predictions == before.labels]
-    assert 0 < len(expected) < 12
-    stats = mine(right, adapted, images, only_correct=True)
-    assert PathSet.load(right / "paths.parquet").indices.tolist() == expected.tolist()
-    assert stats.num_images.sum() == len(expected)
-
-
 def test_nothing_left_to_mine_is_said(tmp_path, adapted):
     with pytest.raises(ValueError, match="no paths to save"):
         mine(tmp_path, adapted, tiny_images(2, broken=(0, 1)))
