@@ -11,8 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pathprune.models.adapt import adapt, evaluating
-from pathprune.models.graph import trace_sites
-from pathprune.models.seam import AdaptedModel
+from pathprune.models.graph import PlainMlp
+from pathprune.models.seam import AdaptedModel, NeuronSite
 from pathprune.pruning.budget import Cost
 
 
@@ -31,9 +31,9 @@ def count_macs(model: nn.Module, image_size: int | tuple[int, int], *, num_chann
 
 def mlp_mac_share(model: nn.Module, image_size: int | tuple[int, int], *, num_channels: int = 3) -> float:
     """The fraction of `count_macs` in the MLPs that have neuron sites: the most that pruning neurons can save."""
-    macs = _macs_by_module(model, image_size, num_channels)
-    mlps = [site.name.rpartition(".")[0] for site in adapt(model).sites]
-    return sum(macs[f"{type(model).__name__}.{mlp}"] for mlp in mlps) / macs["Global"]
+    adapted = adapt(model, check=False)
+    cost = neuron_cost(adapted, "macs", image_size, num_channels=num_channels)
+    return sum(cost.per_neuron[site.name] * site.width for site in adapted.sites) / cost.total
 
 
 def neuron_cost(
@@ -44,27 +44,22 @@ def neuron_cost(
     num_channels: int = 3,
 ) -> Cost:
     """What the model costs as `count_params` or `count_macs` say, and what of it goes with each neuron of a site."""
-    traced = trace_sites(adapted)
-    model = traced.adapted.model
-    names = {module: name for name, module in model.named_modules()}
-    macs = _macs_by_module(model, image_size, num_channels) if kind == "macs" else {}
+    if kind == "params":
+        return Cost(float(count_params(adapted.model)), {site.name: _params_of_neuron(site) for site in adapted.sites})
+    macs = _macs_by_module(adapted.model, image_size, num_channels)
+    names = {module: f"{type(adapted.model).__name__}.{name}" for name, module in adapted.model.named_modules()}
     per_neuron = {}
-    for site in traced.adapted.sites:
-        layers = {dependency.target.module for dependency, _ in traced.group(site, [0])}
-        linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
-        if kind == "macs":
-            whole = sum(macs[f"{type(model).__name__}.{names[layer]}"] for layer in linear)
-            per_neuron[site.name] = whole / site.width
-        else:
-            before = count_params(model)
-            traced.group(site, [0]).prune()
-            per_neuron[site.name] = before - count_params(model)
-    total = (
-        count_macs(adapted.model, image_size, num_channels=num_channels)
-        if kind == "macs"
-        else count_params(adapted.model)
-    )
-    return Cost(float(total), per_neuron)
+    for site in adapted.sites:
+        # a layer may have other rows beside the neurons'
+        into = sum(macs[names[rows.layer]] / rows.layer.out_features for rows in site.rows)
+        per_neuron[site.name] = into + macs[names[site.down]] / site.width
+    return Cost(float(macs["Global"]), per_neuron)
+
+
+def _params_of_neuron(site: NeuronSite) -> float:
+    mlp = PlainMlp(site)
+    shared = 0 if mlp.down.bias is None else mlp.down.bias.numel()
+    return (count_params(mlp) - shared) / site.width
 
 
 def size_on_disk(path: str | Path) -> int:

@@ -6,12 +6,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pathprune.models import timm_vit
+from pathprune.models import timm_hierarchical, timm_vit
 from pathprune.models.seam import AdaptedModel, UnsupportedModelError
 
-_FAMILIES: tuple[Callable[[nn.Module], AdaptedModel | str], ...] = (timm_vit.match,)
+SUPPORTED = (
+    "Supported: timm VisionTransformer (ViT, DeiT, DINOv2, CLIP, SigLIP, MAE …), Beit, Eva (EVA-02, DINOv3), "
+    "SwinTransformer, SwinTransformerV2 and Hiera models, with plain or gated MLPs"
+)
+
+_FAMILIES: tuple[Callable[[nn.Module], AdaptedModel | str], ...] = (timm_vit.match, timm_hierarchical.match)
 
 _WRAPPERS = {
     "DistributedDataParallel": "pass the wrapped model: `model.module`",
@@ -24,8 +29,12 @@ _WRAPPERS = {
 }
 
 
-def adapt(model: nn.Module) -> AdaptedModel:
+def adapt(model: nn.Module, *, check: bool = True) -> AdaptedModel:
     """View `model` through its neuron sites; the model itself is not changed.
+
+    With `check`, one random image must give the same output in steps as in one go: the structure is found by the names
+    of its parts, and a class of one's own may do something else with them. Models on the meta device, and those that do
+    not tell their image size, are not checked.
 
     Raises `UnsupportedModelError` naming what was found and which families are supported.
     """
@@ -36,13 +45,38 @@ def adapt(model: nn.Module) -> AdaptedModel:
     for match in _FAMILIES:
         found = match(model)
         if not isinstance(found, str):
+            if check:
+                _check_steps(found)
             return found
         reasons.append(found)
-    raise UnsupportedModelError(
-        f"{type(model).__name__} is not supported: {'; '.join(reasons)}. "
-        "Supported: timm VisionTransformer models (ViT, DeiT, distilled DeiT, DeiT-3, DINOv2) with pre-norm sequential "
-        "blocks and a plain fc1-act-fc2 MLP"
-    )
+    raise UnsupportedModelError(f"{type(model).__name__} is not supported: {'; '.join(reasons)}. {SUPPORTED}")
+
+
+@torch.no_grad()
+def _check_steps(adapted: AdaptedModel) -> None:
+    size, parameter = adapted.input_size, next(adapted.model.parameters())
+    if size is None or parameter.device.type == "meta":
+        return
+    image = torch.randn(1, *size, generator=torch.Generator().manual_seed(0)).to(parameter)
+    kind = type(adapted.model).__name__
+    with evaluating(adapted.model):
+        whole = adapted.model(image)
+        if not isinstance(whole, Tensor) or whole.ndim != 2:
+            shape = list(whole.shape) if isinstance(whole, Tensor) else type(whole).__name__
+            raise UnsupportedModelError(
+                f"{kind} gives {shape} for one image, not logits or an embedding [1, K]; give its head a pooling"
+            )
+        h = adapted.stem(image)
+        for index in range(len(adapted.sites)):
+            h = adapted.close_block(index, *adapted.open_block(index, h))
+        in_steps = adapted.head(h)
+    # rounding differs where a fused operation is taken apart; a missing part is another matter
+    tolerance = 100 * torch.finfo(whole.dtype).eps * max(1.0, float(whole.abs().nan_to_num().max()))
+    if not torch.allclose(in_steps, whole, rtol=0, atol=tolerance, equal_nan=True):
+        raise UnsupportedModelError(
+            f"{kind} has the parts of a {adapted.family}, but run part by part it gives another output (it differs by "
+            f"up to {float((in_steps - whole).abs().max()):.2g}): its forward does something else with them"
+        )
 
 
 def _refuse_wrapped(model: nn.Module) -> None:

@@ -6,12 +6,13 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import timm
 import torch
 from timm.data.config import resolve_model_data_config
-from timm.models import is_model
+from timm.models import get_model_args, get_model_input_config, is_model
 from torch import nn
 
 from pathprune.models.weights import CheckpointError
@@ -47,7 +48,7 @@ class Architecture:
     def of(cls, model: nn.Module) -> Architecture:
         """The architecture of a model that `timm.create_model` made, whatever it was changed to since.
 
-        timm's record of the arguments (where the installed version keeps one) is completed from the model itself.
+        timm's record of the arguments is completed from the model itself.
         """
         name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
         if not name:
@@ -55,8 +56,8 @@ class Architecture:
                 f"timm.create_model did not make this {type(model).__name__}, so how to build it again is unknown; "
                 'pass architecture={"name": a timm name, "args": {...}} with which timm.create_model makes its like'
             )
-        recorded = {k: v for k, v in getattr(model, "_model_args", {}).items() if k not in _NOT_ARCHITECTURE}
-        return cls.parse(cls(name, recorded | _structure(model)))
+        args = {**getattr(model, "_model_args", {}), **get_model_args(model), **_depth(model)}
+        return cls.parse(cls(name, {k: v for k, v in args.items() if k not in _NOT_ARCHITECTURE}))
 
     def build(self, *, data_config: Mapping[str, Any], class_names: Sequence[str] | None) -> nn.Module:
         """Make the dense model with random weights, on the CPU; the random state is left as it was."""
@@ -98,9 +99,7 @@ def unknown_model(name: str) -> str:
 def data_config_of(model: nn.Module) -> dict[str, Any]:
     """The model's input as `timm.data.create_transform` takes it; its own image size counts, not the registry's."""
     config = dict(resolve_model_data_config(model))  # type: ignore[no-untyped-call]
-    own = _structure(model)
-    channels, *size = config["input_size"]
-    config["input_size"] = (own.get("in_chans", channels), *own.get("img_size", size))
+    config["input_size"] = _input_size(model) or config["input_size"]
     return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
 
 
@@ -112,20 +111,16 @@ def class_names_of(model: nn.Module) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def _structure(model: Any) -> dict[str, Any]:
-    """Arguments of timm's Vision Transformers, read off the model."""
-    found: dict[str, Any] = {}
-    stem: Any = getattr(model, "patch_embed", None)
-    if getattr(stem, "img_size", None) is not None:
-        found["img_size"] = tuple(stem.img_size)
-    if isinstance(getattr(stem, "proj", None), nn.Conv2d):
-        found["patch_size"] = tuple(stem.proj.kernel_size)
-        found["in_chans"] = stem.proj.in_channels
-    for name in ("embed_dim", "num_classes", "global_pool"):
-        if isinstance(getattr(model, name, None), int | str):
-            found[name] = getattr(model, name)
-    blocks: Any = getattr(model, "blocks", None)
-    if blocks is not None and len(blocks):
-        found["depth"] = len(blocks)
-        found["num_heads"] = blocks[0].attn.num_heads
-    return found
+def _input_size(model: Any) -> tuple[int, int, int] | None:
+    """Channels, height and width that the model is made for; None where only the registry says."""
+    embed = getattr(model, "patch_embed", None)
+    projection, size = getattr(embed, "proj", None), getattr(embed, "img_size", None)
+    if isinstance(projection, nn.Conv2d) and size is not None:
+        return (projection.in_channels, *size)
+    return get_model_input_config(model)["input_size"] if hasattr(model, "_traits") else None
+
+
+def _depth(model: Any) -> dict[str, int]:
+    """The number of blocks, where the model's class takes one: blocks may be gone since the model was made."""
+    takes_depth = any("depth" in signature(kind).parameters for kind in type(model).__mro__)
+    return {"depth": len(model.blocks)} if takes_depth and hasattr(model, "blocks") else {}

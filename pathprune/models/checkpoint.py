@@ -20,6 +20,7 @@ from pathprune.files import write_text, written_whole
 from pathprune.models.adapt import adapt, evaluating, model_device
 from pathprune.models.architecture import Architecture, class_names_of, data_config_of
 from pathprune.models.card import model_card
+from pathprune.models.graph import narrow
 from pathprune.models.hub import local_folder
 from pathprune.models.native import timm_keys
 from pathprune.models.pruned_config import (
@@ -60,7 +61,7 @@ def save_pruned(
     """
     folder = Path(folder)
     _check_replaceable(folder)
-    adapted = adapt(model)
+    adapted = adapt(model, check=False)
     names = tuple(class_names) if class_names is not None else class_names_of(model)
     if names is not None and len(names) != adapted.num_classes:
         raise CheckpointError(f"got {len(names)} class names for {adapted.num_classes} classes; give one for each")
@@ -192,7 +193,7 @@ def _check_reload(model: nn.Module, written: Path, config: PrunedConfig, folder:
 
 def _narrow(model: nn.Module, widths: Mapping[str, int], state: Mapping[str, Tensor], folder: Path) -> None:
     """Replace the layers around every site by layers of its width, in place, with weights still to be filled in."""
-    sites = {site.name: site.down for site in adapt(model).sites}
+    sites = {site.name: site for site in adapt(model, check=False).sites}
     if sites.keys() != widths.keys():
         raise CheckpointError(
             f"{folder}: {CONFIG_FILE} gives widths for {len(widths)} sites, the model has {len(sites)}; they differ in "
@@ -206,14 +207,7 @@ def _narrow(model: nn.Module, widths: Mapping[str, int], state: Mapping[str, Ten
                 f"{folder}: {CONFIG_FILE} gives {name} {width!r} neurons, {WEIGHTS_FILE} holds {found}; "
                 "the two files do not belong together"
             )
-        mlp: Any = model.get_submodule(name.rpartition(".")[0])
-        mlp.fc1 = _empty_linear(mlp.fc1.in_features, width, bias=mlp.fc1.bias is not None)
-        mlp.fc2 = _empty_linear(width, mlp.fc2.out_features, bias=mlp.fc2.bias is not None)
-
-
-def _empty_linear(in_features: int, out_features: int, *, bias: bool) -> nn.Linear:
-    """Make a layer without drawing random weights that would be overwritten."""
-    return nn.Linear(in_features, out_features, bias=bias, device="meta").to_empty(device="cpu")
+        narrow(sites[name], width)
 
 
 def _tie(model: nn.Module, tied: Mapping[str, str], folder: Path) -> None:

@@ -1,6 +1,8 @@
-"""torch-pruning's dependency graph of an adapted model: which layers a site's neurons reach into.
+"""An MLP cut out of its model and traced by torch-pruning: which of its layers a neuron reaches into.
 
-The graph is traced with gradients on, on a deep copy, so that the model at hand is left as it is.
+A neuron lives between the MLP's first layers and its down-projection. So a copy of the MLP is traced on its own, in a
+plain form: gate and value in layers of their own, whatever the model packs them with. What is left of the copy after
+pruning is put back into the model.
 """
 
 from __future__ import annotations
@@ -14,61 +16,125 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from pathprune.models.adapt import model_device
-from pathprune.models.seam import AdaptedModel, NeuronSite
+from pathprune.models.seam import NeuronSite, Rows
+
+
+class PlainMlp(nn.Module):
+    """A copy of a site's MLP in plain form: `[..., D]` -> `[..., D]`."""
+
+    def __init__(self, site: NeuronSite) -> None:
+        super().__init__()
+        self.ups = nn.ModuleList(_cut_out(rows, site.width) for rows in site.rows)  # the gate's first, if gated
+        self.act = copy.deepcopy(site.act)
+        self.norm = copy.deepcopy(site.norm)
+        self.down = copy.deepcopy(site.down)
+
+    def forward(self, x: Tensor) -> Tensor:
+        *gate, value = (up(x) for up in self.ups)
+        assert self.act is not None
+        u = self.act(gate[0]) * value if gate else self.act(value)
+        y: Tensor = self.down(u if self.norm is None else self.norm(u))
+        return y
+
+    def keep_first(self, width: int) -> None:
+        """Drop all neurons from `width` on, in place."""
+        for module in (*self.ups, self.norm):
+            if module is not None:
+                _set(module, weight=module.weight[:width])
+                _set(module, bias=None if module.bias is None else module.bias[:width])
+        _set(self.down, weight=self.down.weight[:, :width])
+
+    def put_back(self, site: NeuronSite) -> None:
+        """Give the layers of `site`, in place, the neurons of this copy; gradient flags stay."""
+        width, dense = self.down.weight.shape[1], site.width
+        by_layer: dict[nn.Linear, list[tuple[Rows, Any]]] = {}
+        for rows, up in zip(site.rows, self.ups, strict=True):
+            by_layer.setdefault(rows.layer, []).append((rows, up))
+        for layer, cuts in by_layer.items():
+            cuts.sort(key=lambda cut: cut[0].start)
+            _set(layer, weight=_replaced(layer.weight, dense, [(rows.start, up.weight) for rows, up in cuts]))
+            if layer.bias is not None:
+                _set(layer, bias=_replaced(layer.bias, dense, [(rows.start, up.bias) for rows, up in cuts]))
+            layer.out_features = len(layer.weight)
+            for rows, up in cuts:
+                if rows.fused is not None:
+                    _resize_fused(rows.fused, width, None if layer.bias is not None else up.bias)
+        if site.norm is not None:
+            assert isinstance(self.norm, nn.LayerNorm)
+            _set(site.norm, weight=self.norm.weight, bias=self.norm.bias)
+            site.norm.normalized_shape = (width,)  # type: ignore[assignment]  # a LayerNorm, as `find_mlp` saw to
+        _set(site.down, weight=self.down.weight)
+        site.down.in_features = width
 
 
 @dataclass(frozen=True)
-class SiteGraph:
-    """The dependency graph of `adapted`, a deep copy that may be changed freely."""
+class TracedMlp:
+    """A copy of a site's MLP, which may be changed freely, with its dependency graph."""
 
-    adapted: AdaptedModel
+    mlp: PlainMlp
     graph: tp.DependencyGraph
 
-    def group(self, site: NeuronSite, columns: Sequence[int]) -> Any:
-        """torch-pruning's group rooted at these input columns of the site's `down`.
-
-        Raises ValueError if removing them would reach anything but the MLP's own linear layers.
-        """
-        group = self.graph.get_pruning_group(site.down, tp.prune_linear_in_channels, list(columns))
-        for dependency, _ in group:
-            if not self._belongs_to(site, dependency):
-                raise ValueError(
-                    f"the neurons of {site.name} cannot be removed on their own: the dependency graph ties them to "
-                    f"{dependency.target.name}"
-                )
-        return group
-
-    def _belongs_to(self, site: NeuronSite, dependency: Any) -> bool:
-        module = dependency.target.module
-        if module is site.down:
-            return bool(self.graph.is_in_channel_pruning_fn(dependency.handler))
-        if isinstance(module, nn.Linear):
-            is_output = self.graph.is_out_channel_pruning_fn(dependency.handler)
-            return is_output and module.out_features == site.width
-        # activations and reshapes have no parameters; a norm or a bare parameter is not the MLP's own layer
-        return isinstance(module, nn.Module) and next(module.parameters(), None) is None
+    def group(self, columns: Sequence[int]) -> Any:
+        """torch-pruning's group rooted at these input columns of the down-projection."""
+        return self.graph.get_pruning_group(self.mlp.down, tp.prune_linear_in_channels, list(columns))
 
 
-def trace_sites(adapted: AdaptedModel, *, example_images: Tensor | None = None) -> SiteGraph:
-    """Trace a deep copy of the model on a few images `[B, C, H, W]`; by default a blank one of the model's size."""
-    twin = copy.deepcopy(adapted)
-    model = twin.model
-    if example_images is None:
-        example_images = _blank_images(model)
-    parameter = next(model.parameters())
-    for each in model.parameters():
-        each.requires_grad_(True)  # the trace follows gradients: a frozen layer would be invisible to it
+def trace(site: NeuronSite) -> TracedMlp:
+    """Trace a copy of the site's MLP; the model is not touched."""
+    mlp = PlainMlp(site)
+    mlp.requires_grad_(True)  # the trace follows gradients: a frozen layer would be invisible to it
+    row = site.down.weight.new_zeros(1, site.rows[0].layer.in_features)
     with torch.enable_grad():
-        # a tuple, since torch-pruning unpacks a bare tensor into one argument per image first;
-        # not verbose: its note on unwrapped parameters (class token, position embedding) does not concern MLP widths
-        graph = tp.DependencyGraph().build_dependency(model, (example_images.to(parameter),), verbose=False)
-    return SiteGraph(twin, graph)
+        # a tuple, since torch-pruning unpacks a bare tensor into one argument per row first
+        graph = tp.DependencyGraph().build_dependency(mlp, (row,), verbose=False)
+    return TracedMlp(mlp, graph)
 
 
-def _blank_images(model: nn.Module) -> Tensor:
-    patch_embed = getattr(model, "patch_embed", None)
-    size = getattr(patch_embed, "img_size", None)
-    if patch_embed is None or size is None:
-        raise ValueError("the model does not tell its image size; pass example_images, one batch [B, C, H, W]")
-    return torch.zeros(1, patch_embed.proj.in_channels, *size, device=model_device(model))
+def remove(site: NeuronSite, columns: Sequence[int]) -> None:
+    """Remove these neurons from the model that the site is in, in place."""
+    traced = trace(site)
+    traced.group(columns).prune()
+    traced.mlp.put_back(site)
+
+
+def narrow(site: NeuronSite, width: int) -> None:
+    """Leave `width` neurons in the model that the site is in, in place, for weights still to be filled in."""
+    mlp = PlainMlp(site)
+    mlp.keep_first(width)
+    mlp.put_back(site)
+
+
+def _cut_out(rows: Rows, width: int) -> nn.Linear:
+    """The rows as a layer of their own, with a copy of the weights."""
+    layer = rows.layer
+    cut = slice(rows.start, rows.start + width)
+    bias = layer.bias[cut] if layer.bias is not None else getattr(rows.fused, "mlp_bias", None)
+    # on meta first, so that no random numbers are drawn
+    own = nn.Linear(layer.in_features, width, bias=bias is not None, device="meta", dtype=layer.weight.dtype)
+    own.weight = nn.Parameter(layer.weight[cut].detach().clone())
+    if bias is not None:
+        own.bias = nn.Parameter(bias.detach().clone())
+    return own
+
+
+def _replaced(tensor: Tensor, size: int, cuts: Sequence[tuple[int, Tensor]]) -> Tensor:
+    """`tensor` with the `size` rows from each start replaced; starts in ascending order."""
+    pieces, done = [], 0
+    for start, rows in cuts:
+        pieces += [tensor[done:start], rows]
+        done = start + size
+    return torch.cat([*pieces, tensor[done:]])
+
+
+def _resize_fused(block: Any, width: int, bias: Tensor | None) -> None:
+    block.in_split = [width, *block.in_split[1:]]
+    if bias is not None:
+        _set(block, mlp_bias=bias)
+
+
+def _set(module: nn.Module, **tensors: Tensor | None) -> None:
+    """Replace parameters, in place, by ones with memory of their own; gradient flags stay."""
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            flag = getattr(module, name).requires_grad
+            setattr(module, name, nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format), flag))

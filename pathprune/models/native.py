@@ -51,7 +51,7 @@ def timm_keys(
 
 def _mlp_ratios(model: Any) -> Iterator[float]:
     """What `mlp_ratio` could be: plain and packed gated MLPs, rounded down by timm."""
-    sites = adapt(model).sites
+    sites = adapt(model, check=False).sites
     for layers in (1, 2):
         ratios = {layers * site.width / site.down.out_features for site in sites}
         if len(ratios) == 1:

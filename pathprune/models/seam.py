@@ -16,12 +16,31 @@ class UnsupportedModelError(ValueError):
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Consecutive output rows of `layer`, one per neuron, from row `start` on.
+
+    A packed gate has gate and value in one layer; timm's `ParallelScalingBlock` (here `fused`) also has the attention's
+    projections in it, and keeps the sizes and the MLP's bias itself.
+    """
+
+    layer: nn.Linear
+    start: int = 0
+    fused: nn.Module | None = None
+
+
+@dataclass(frozen=True)
 class NeuronSite:
-    """One MLP hidden layer: neuron `j` is input column `j` of `down` (`[D, W]`, the MLP's down-projection)."""
+    """One MLP hidden layer: neuron `j` is input column `j` of `down` (`[D, W]`, the MLP's down-projection).
+
+    The hidden rows are `norm(act(up))`, or `norm(act(gate) * up)` where `rows` are those of a gate and of its value.
+    """
 
     name: str
     block: int
     down: nn.Linear
+    rows: tuple[Rows, ...] = ()
+    act: nn.Module | None = None
+    norm: nn.Module | None = None  # over the neurons: it sees fewer of them once some are gone
 
     @property
     def width(self) -> int:
@@ -51,6 +70,10 @@ class AdaptedModel(Protocol):
 
     @property
     def num_classes(self) -> int: ...
+
+    @property
+    def input_size(self) -> tuple[int, int, int] | None:
+        """Channels, height and width of the images that the model is made for; None where it does not say."""
 
     def stem(self, images: Tensor) -> Tensor: ...
 

@@ -21,7 +21,6 @@ def prune(
     compensation: str | Mapping[str, Any] | Compensation = "none",
     statistics: ActivationStatistics | None = None,
     batches: Iterable[tuple[Tensor, Tensor]] | None = None,
-    example_images: Tensor | None = None,
 ) -> AdaptedModel:
     """A narrower copy of the model, by `plan`; the model at hand is not changed.
 
@@ -37,6 +36,6 @@ def prune(
         statistics.check(adapted.sites, covariance=compensate.needs_covariance)
     if compensate.needs_batches and batches is None:
         raise ValueError(f"compensation {compensate.name!r} needs batches of calibration images; pass batches=…")
-    pruned = apply_plan(adapted, plan=plan, example_images=example_images)
+    pruned = apply_plan(adapted, plan=plan)
     compensate(pruned, CompensationContext(adapted, plan=plan, statistics=statistics, batches=batches or ()))
     return pruned

@@ -10,14 +10,15 @@ activation importance, which keeps the last batch only (`variance` sees them all
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
 import torch_pruning as tp
-from torch import Tensor, nn
+from torch import Tensor
 
-from pathprune.models.graph import SiteGraph, trace_sites
+from pathprune.models.graph import TracedMlp, trace
 from pathprune.models.seam import AdaptedModel
 from pathprune.scoring.criteria import Criterion, ScoringContext, register
 from pathprune.scoring.gradients import weight_gradients
@@ -26,7 +27,7 @@ from pathprune.scoring.scores import Scores, checked_scores
 
 def importance_scores(adapted: AdaptedModel, *, importance: Callable[[Any], Tensor]) -> Scores:
     """Score every site with a torch-pruning importance that reads weights only; the model is not touched."""
-    return _score_groups(trace_sites(adapted), importance)
+    return {site.name: _score(trace(site), importance) for site in adapted.sites}
 
 
 def gradient_importance_scores(
@@ -34,26 +35,29 @@ def gradient_importance_scores(
 ) -> Scores:
     """Score every site with an importance that reads `.grad`: the mean gradient over all batches, or the mean square.
 
-    torch-pruning 1.6's own `accumulate_grad` keeps the last image only (it looks a parameter up by its name), so its
+    torch-pruning 1.6's own `accumulate_grad` keeps the last image only (it looks a parameter up by its name), so
     `.grad` is filled here with what it documents: the average over every image of the image's squared gradient.
     """
-    traced = trace_sites(context.adapted)
-    layers = {
-        dependency.target.module: None
-        for site in traced.adapted.sites
-        for dependency, _ in traced.group(site, range(site.width))
-        if isinstance(dependency.target.module, nn.Linear)
-    }
-    model = traced.adapted.model
-    model.to(torch.promote_types(next(model.parameters()).dtype, torch.float32))  # squares underflow in half precision
-    gradients = weight_gradients(traced.adapted, context.batches, layers=list(layers), squared=squared)
-    for layer, gradient in gradients.items():
-        layer.weight.grad = gradient
-    return _score_groups(traced, importance)
+    twin = copy.deepcopy(context.adapted)
+    parameter = next(twin.model.parameters())
+    twin.model.to(torch.promote_types(parameter.dtype, torch.float32))  # squares underflow in half precision
+    layers = {layer: None for site in twin.sites for layer in (site.down, *(rows.layer for rows in site.rows))}
+    gradients = weight_gradients(twin, context.batches, layers=list(layers), squared=squared)
+    scores = {}
+    for site in twin.sites:
+        traced = trace(site)
+        traced.mlp.down.weight.grad = gradients[site.down]
+        for rows, up in zip(site.rows, traced.mlp.ups, strict=True):
+            up.weight.grad = gradients[rows.layer][rows.start : rows.start + site.width]
+        if traced.mlp.norm is not None:  # a norm's weights are not weighed
+            for parameter in traced.mlp.norm.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+        scores[site.name] = _score(traced, importance)
+    return scores
 
 
-def _score_groups(traced: SiteGraph, importance: Callable[[Any], Tensor]) -> Scores:
-    return {site.name: importance(traced.group(site, range(site.width))) for site in traced.adapted.sites}
+def _score(traced: TracedMlp, importance: Callable[[Any], Tensor]) -> Tensor:
+    return importance(traced.group(range(traced.mlp.down.in_features)))
 
 
 class ScoresImportance(tp.importance.Importance):  # type: ignore[misc]  # torch-pruning is untyped

@@ -1,38 +1,27 @@
 """The model seam: the steps compose to the model, unsupported models are refused with a reason, modes are restored."""
 
 import copy
+from functools import partial
 
 import pytest
 import timm
 import torch
 from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block
 from torch import nn
 
 from pathprune.models.adapt import adapt, evaluating, model_device
 from pathprune.models.seam import AdaptedModel, UnsupportedModelError
-
-TINY = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2, "num_classes": 5}
-
-FAMILIES = {
-    "vit": ("vit_tiny_patch16_224", {}, (0,)),
-    "deit": ("deit_tiny_patch16_224", {}, (0,)),
-    "distilled": ("deit_tiny_distilled_patch16_224", {}, (0, 1)),
-    "deit3": ("deit3_small_patch16_224", {}, (0,)),
-    "dinov2": ("vit_small_patch14_dinov2", {"init_values": 0.3}, (0,)),
-    "registers": ("vit_small_patch14_reg4_dinov2", {"init_values": 0.3}, (0,)),
-    "avgpool": ("vit_tiny_patch16_224", {"global_pool": "avg", "class_token": False}, ()),
-    "avgpool-with-class-token": ("vit_tiny_patch16_224", {"global_pool": "avg"}, ()),
-    "depth1": ("vit_tiny_patch16_224", {"depth": 1}, (0,)),
-}
+from tests.families import FAMILIES, SMALL, randomised
 
 
-def make(name: str, **more: object) -> nn.Module:
-    architecture, args, _ = FAMILIES[name]
+def make(**args: object) -> nn.Module:
     torch.manual_seed(0)
-    model = timm.create_model(architecture, **{**TINY, **args, **more}).double().eval()
-    for parameter in model.parameters():  # timm zeroes biases and class tokens: a step left out would not be seen
-        nn.init.normal_(parameter, std=0.3)
-    return model
+    return randomised(timm.create_model("vit_tiny_patch16_224", **SMALL | args)).double().eval()
+
+
+def images_of(adapted: AdaptedModel, count: int = 2) -> torch.Tensor:
+    return torch.randn(count, *adapted.input_size, dtype=torch.float64)
 
 
 def run_in_steps(adapted: AdaptedModel, images: torch.Tensor) -> torch.Tensor:
@@ -44,65 +33,68 @@ def run_in_steps(adapted: AdaptedModel, images: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_steps_compose_to_the_model(name):
-    model = make(name)
-    images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    model = FAMILIES[name].make().double()
     adapted = adapt(model)
-    torch.testing.assert_close(run_in_steps(adapted, images), model(images), rtol=1e-12, atol=1e-12)
+    images = images_of(adapted, 3)
+    torch.testing.assert_close(run_in_steps(adapted, images), model(images), rtol=1e-10, atol=1e-10)
     assert isinstance(adapted, AdaptedModel)
     assert adapted.num_classes == 5
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_readout_is_the_tokens_that_the_head_reads(name):
-    model = make(name)
-    adapted = adapt(model)
-    assert adapted.readout == FAMILIES[name][2]
-    h = adapted.stem(torch.randn(1, 3, 32, 32, dtype=torch.float64)).detach().requires_grad_()
+    adapted = adapt(FAMILIES[name].make().double())
+    assert adapted.readout == FAMILIES[name].readout
+    h = adapted.stem(images_of(adapted, 1))
+    for index in range(len(adapted.sites)):
+        h = adapted.close_block(index, *adapted.open_block(index, h))
+    h = h.detach().requires_grad_()
     adapted.head(h).sum().backward()
     read = tuple(h.grad[0].abs().sum(dim=1).nonzero().flatten().tolist())
-    if adapted.readout:
-        assert read == adapted.readout
-    else:
-        assert len(read) == 16  # every patch token
+    assert read == adapted.readout if adapted.readout else len(read) >= h.shape[1] - 5  # all but prefix tokens
 
 
 class DoubledAttention(Attention):
-    def forward(self, x):
+    def forward(self, x, attn_mask=None, is_causal=False):
         return 2 * super().forward(x)
 
 
 @pytest.mark.parametrize(
-    ("name", "args"),
+    "make",
     [
-        *[(name, {}) for name in FAMILIES],
-        ("vit", {"qk_norm": True, "qkv_bias": False}),
-        ("vit", {"scale_attn_norm": True}),
-        ("vit", {"attn_layer": DoubledAttention}),
-        ("vit", {"attn_drop_rate": 0.5}),
+        *[family.make for family in FAMILIES.values()],
+        partial(make, qk_norm=True, qkv_bias=False),
+        partial(make, scale_attn_norm=True),
+        partial(make, attn_layer=DoubledAttention),
+        partial(make, attn_drop_rate=0.5),
     ],
+    ids=[*FAMILIES, "qk-norm", "attention-norm", "own-attention", "attention-dropout"],
 )
-def test_rows_asked_for_alone_are_those_of_the_whole_block(name, args):
-    model = make(name, **args)
-    adapted = adapt(model)
-    h = adapted.stem(torch.randn(2, 3, 32, 32, dtype=torch.float64))
+def test_rows_asked_for_alone_are_those_of_the_whole_block(make):
+    adapted = adapt(make().double())
+    h = adapted.stem(images_of(adapted))
     rows = torch.tensor(adapted.readout or (3, 1))
     last = len(adapted.sites) - 1
+    for index in range(last):
+        h = adapted.close_block(index, *adapted.open_block(index, h))
     whole = adapted.open_block(last, h)
     alone = adapted.open_block(last, h, rows)
     for part, expected in zip(alone, whole, strict=True):
-        torch.testing.assert_close(part, expected[:, rows], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(part, expected[:, rows], rtol=1e-10, atol=1e-10)
     if adapted.readout:
         read = adapted.head(adapted.close_block(last, *alone))
-        torch.testing.assert_close(read, adapted.head(adapted.close_block(last, *whole)), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(read, adapted.head(adapted.close_block(last, *whole)), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(
-    ("name", "args"), [*[(name, {}) for name in FAMILIES], ("vit", {"attn_layer": DoubledAttention})]
+    "make",
+    [*[family.make for family in FAMILIES.values()], partial(make, attn_layer=DoubledAttention)],
+    ids=[*FAMILIES, "own-attention"],
 )
 @pytest.mark.parametrize("some_rows", [False, True])
-def test_what_a_block_reads_of_a_token_follows_from_that_token_alone(name, args, some_rows):
-    adapted = adapt(make(name, **args))
-    h = adapted.stem(torch.randn(2, 3, 32, 32, dtype=torch.float64))
+def test_what_a_block_reads_of_a_token_follows_from_that_token_alone(make, some_rows):
+    adapted = adapt(make().double())
+    h = adapted.stem(images_of(adapted))
     rows = torch.tensor([0, 2]) if some_rows else None
     read = adapted.read_block(0, h, rows)
     one_by_one = torch.cat([adapted.read_block(0, token, rows) for token in h.split(1, dim=1)], dim=1)
@@ -115,10 +107,12 @@ def test_what_a_block_reads_of_a_token_follows_from_that_token_alone(name, args,
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_site_is_the_down_projection_that_reads_its_neurons(name):
-    model = make(name)
+    model = FAMILIES[name].make().double()
     adapted = adapt(model)
-    assert [site.name for site in adapted.sites] == [f"blocks.{i}.mlp.fc2" for i in range(len(model.blocks))]
-    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    assert all(model.get_submodule(site.name) is site.down for site in adapted.sites)
+    assert [site.block for site in adapted.sites] == list(range(len(adapted.sites)))
+    assert all((site.norm is not None) == FAMILIES[name].normed for site in adapted.sites)
+    images = images_of(adapted)
     seen = []
     handles = [s.down.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) for s in adapted.sites]
     model(images)
@@ -127,22 +121,24 @@ def test_a_site_is_the_down_projection_that_reads_its_neurons(name):
     h = adapted.stem(images)
     for index, site in enumerate(adapted.sites):
         m, u = adapted.open_block(index, h)
-        assert u.shape == (2, h.shape[1], site.width)
-        torch.testing.assert_close(u, seen[index], rtol=1e-12, atol=1e-12)
+        assert u.shape == (2, m.shape[1], site.width)
+        torch.testing.assert_close(u, seen[index], rtol=1e-10, atol=1e-10)
         h = adapted.close_block(index, m, u)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_block_adds_its_scaled_mlp_output_to_the_stream(name):
-    adapted = adapt(make(name))
-    h = adapted.stem(torch.randn(2, 3, 32, 32, dtype=torch.float64))
-    m, u = adapted.open_block(0, h)
-    expected = m + adapted.residual_scale(0) * adapted.sites[0].down(u)
-    torch.testing.assert_close(adapted.close_block(0, m, u), expected, rtol=1e-12, atol=1e-12)
+    adapted = adapt(FAMILIES[name].make().double())
+    scale = adapted.residual_scale(0)
+    assert (scale is not None) == FAMILIES[name].scaled
+    if scale is not None:
+        m, u = adapted.open_block(0, adapted.stem(images_of(adapted)))
+        expected = m + scale * adapted.sites[0].down(u)
+        torch.testing.assert_close(adapted.close_block(0, m, u), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_a_block_that_does_something_else_to_its_mlp_output_has_no_residual_scale():
-    model = make("vit")
+    model = make()
     model.blocks[1].ls2 = nn.LayerNorm(24).double()
     adapted = adapt(model)
     assert adapted.residual_scale(0) is not None
@@ -150,7 +146,7 @@ def test_a_block_that_does_something_else_to_its_mlp_output_has_no_residual_scal
 
 
 def test_adapting_changes_nothing():
-    model = make("vit")
+    model = make()
     before = copy.deepcopy(model.state_dict())
     model.train()
     adapt(model)
@@ -159,7 +155,7 @@ def test_adapting_changes_nothing():
 
 
 def test_refresh_sees_surgery():
-    model = make("vit")
+    model = make()
     adapted = adapt(model)
     mlp = model.blocks[1].mlp
     mlp.fc1, mlp.fc2 = nn.Linear(24, 7).double(), nn.Linear(7, 24).double()
@@ -182,7 +178,7 @@ class LoraLinear(nn.Linear):
 
 
 def with_lora() -> nn.Module:
-    model = make("vit")
+    model = make()
     model.blocks[0].attn.proj = LoraLinear(24, 24)
     return model
 
@@ -191,13 +187,20 @@ def with_quantised_linear() -> nn.Module:
     class Linear(nn.Linear):
         __module__ = "torch.ao.nn.quantized.dynamic.modules.linear"
 
-    model = make("vit")
+    model = make()
     model.blocks[1].mlp.fc1 = Linear(24, 96)
     return model
 
 
-def with_packed_glu() -> nn.Module:
-    return timm.create_model("vit_giant_patch14_dinov2", img_size=28, depth=1, embed_dim=24, num_heads=2)
+def with_mlp(mlp: nn.Module) -> nn.Module:
+    model = make()
+    model.blocks[1].mlp = mlp.double()
+    return model
+
+
+class TwiceTheBlock(Block):
+    def forward(self, x, attn_mask=None, is_causal=False):
+        return 2 * super().forward(x)
 
 
 @pytest.mark.parametrize(
@@ -205,37 +208,49 @@ def with_packed_glu() -> nn.Module:
     [
         (lambda: timm.create_model("resnet18"), r"ResNet is not supported: .*Supported: timm VisionTransformer"),
         (lambda: nn.Linear(3, 3), r"Linear is not supported: .*Supported: timm VisionTransformer"),
-        (with_packed_glu, r"blocks\.0 \(Block\) has a .*Supported: timm"),
+        (
+            lambda: with_mlp(timm.layers.GatedMlp(24, 96)),
+            r"blocks\.1 \(Block\) has a GatedMlp with the parts act, fc1, fc2, gate, norm.*Supported: timm",
+        ),
+        (lambda: with_mlp(timm.layers.Mlp(24, 96, use_conv=True)), r"a Mlp whose fc1 and fc2 are not plain nn\.Linear"),
+        (lambda: with_mlp(timm.layers.Mlp(24, 96, act_layer=nn.PReLU)), "whose activation has weights of its own"),
+        (lambda: with_mlp(timm.layers.Mlp(24, 96, norm_layer=nn.RMSNorm)), "only a LayerNorm can be narrowed"),
+        (lambda: with_mlp(weight_normed(timm.layers.Mlp(24, 96))), "parametrised weights; remove the parametrisation"),
+        (lambda: make(block_fn=TwiceTheBlock), r"run part by part it gives another output .* does something else"),
+        (lambda: make(global_pool="", class_token=False), r"gives \[1, 16, 5\] for one image, not logits"),
+        (
+            lambda: timm.create_model("vit_dpwee_patch16_reg1_gap_256", **SMALL),
+            r"\(DiffParallelScalingBlock\) has one output projection for attention and MLP together",
+        ),
+        (lambda: timm.create_model("xcit_nano_12_p16_224"), r"Xcit is not supported"),
+        (lambda: timm.create_model("swinv2_cr_tiny_224"), r"SwinTransformerV2Cr is not supported"),
         (lambda: timm.create_model("mixer_s32_224"), r"MlpMixer is not supported"),
-        (lambda: DistributedDataParallel(make("vit")), r"wrapped in DistributedDataParallel; pass .*`model\.module`"),
-        (lambda: nn.DataParallel(make("vit")), r"wrapped in DataParallel; pass .*`model\.module`"),
-        (lambda: torch.compile(make("vit")), r"wrapped in OptimizedModule; .*before torch\.compile"),
+        (lambda: DistributedDataParallel(make()), r"wrapped in DistributedDataParallel; pass .*`model\.module`"),
+        (lambda: nn.DataParallel(make()), r"wrapped in DataParallel; pass .*`model\.module`"),
+        (lambda: torch.compile(make()), r"wrapped in OptimizedModule; .*before torch\.compile"),
         (with_quantised_linear, r"'blocks\.1\.mlp\.fc1' is quantised \(Linear\); prune the float model first"),
         (with_lora, r"'blocks\.0\.attn\.proj' carries LoRA adapters; merge them"),
         (lambda: "vit_tiny_patch16_224", r"takes a torch\.nn\.Module, got str"),
     ],
-    ids=["resnet", "linear", "packed-glu", "mixer", "ddp", "dp", "compiled", "quantised", "lora", "a-name"],
 )
 def test_an_unsupported_model_is_refused_with_what_to_do(build, message):
     with pytest.raises(UnsupportedModelError, match=message):
         adapt(build())
 
 
-def test_swiglu_blocks_are_refused_by_name():
-    model = make("vit")
-    model.blocks[1].mlp = timm.layers.SwiGLU(24, 48)
-    with pytest.raises(UnsupportedModelError, match=r"blocks\.1 \(Block\) has a SwiGLU"):
-        adapt(model)
+def weight_normed(mlp: nn.Module) -> nn.Module:
+    nn.utils.parametrizations.weight_norm(mlp.fc1)
+    return mlp
 
 
-def test_norm_inside_the_mlp_is_refused():
-    model = timm.create_model("vit_tiny_patch16_224", **TINY, scale_mlp_norm=True)
-    with pytest.raises(UnsupportedModelError, match="norm between fc1 and fc2"):
-        adapt(model)
+def test_a_model_on_the_meta_device_is_adapted_unchecked():
+    with torch.device("meta"):
+        model = timm.create_model("vit_giant_patch14_dinov2")
+    assert {site.width for site in adapt(model).sites} == {4096}
 
 
 def test_evaluating_restores_modes_and_flags_even_after_an_error():
-    model = make("vit")
+    model = make()
     model.train()
     model.blocks[0].eval()
     model.head.weight.requires_grad_(False)

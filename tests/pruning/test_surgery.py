@@ -139,30 +139,59 @@ def test_a_plan_for_another_width_is_refused():
         pass
 
 
-def test_a_neuron_that_reaches_beyond_its_mlp_is_refused():
+def test_a_norm_put_in_since_is_seen_and_narrowed_with_the_neurons(caplog):
     adapted = make("vit")
-    adapted.model.blocks[1].mlp.norm = nn.LayerNorm(96).double()  # put in after adapt() has looked
-    with pytest.raises(ValueError, match=r"blocks\.1\.mlp\.fc2 cannot be removed on their own.*blocks\.1\.mlp\.norm"):
-        apply_plan(adapted, plan=random_plan(adapted))
+    norm = nn.LayerNorm(96).double()
+    nn.init.normal_(norm.weight)
+    adapted.model.blocks[1].mlp.norm = norm  # after adapt() has looked
+    plan = random_plan(adapted)
+    pruned = apply_plan(adapted, plan=plan)
+    assert "1 MLPs have a norm inside" in caplog.text
+    narrow = pruned.model.blocks[1].mlp.norm
+    assert narrow.normalized_shape == (48,)
+    assert torch.equal(narrow.weight, norm.weight[plan.kept["blocks.1.mlp.fc2"]])
+    assert pruned.model(images_for(adapted)).isfinite().all()
 
 
-def test_a_packed_gate_is_refused():
+@pytest.mark.parametrize("gate_last", [False, True])
+@pytest.mark.parametrize("act", [nn.SiLU, nn.GELU])
+def test_both_halves_of_a_packed_gate_are_pruned_together(gate_last, act):
     adapted = make("vit")
-    adapted.model.blocks[1].mlp = GluMlp(24, 96, 24).double()  # fc1's 96 rows are gate and value of 48 neurons
+    mlp = GluMlp(24, 96, 24, act_layer=act, gate_last=gate_last).double()  # fc1: gate and value of 48 neurons
+    dense = snapshot(mlp)
+    adapted.model.blocks[1].mlp = mlp
     adapted = adapted.refresh()
-    with pytest.raises(ValueError, match=r"blocks\.1\.mlp\.fc2 cannot be removed on their own.*blocks\.1\.mlp\.fc1"):
-        apply_plan(adapted, plan=random_plan(adapted))
+    images = images_for(adapted)
+    plan = random_plan(adapted)
+    pruned = apply_plan(adapted, plan=plan)
+    with masked(adapted, plan=plan):
+        expected = adapted.model(images)
+    torch.testing.assert_close(pruned.model(images), expected, rtol=1e-12, atol=1e-12)
+    kept = plan.kept["blocks.1.mlp.fc2"]
+    packed = torch.cat([kept, 48 + kept])
+    assert torch.equal(pruned.model.blocks[1].mlp.fc1.weight, dense["fc1.weight"][packed])
+    assert torch.equal(pruned.model.blocks[1].mlp.fc1.bias, dense["fc1.bias"][packed])
+    assert pruned.model.blocks[1].mlp.fc1.out_features == 48
 
 
-def test_a_model_of_unknown_image_size_needs_example_images():
+def test_a_fused_projection_loses_its_neurons_and_keeps_the_attention():
+    model = timm.create_model("vit_base_patch16_xp_224", **TINY).double().eval()
+    adapted = adapt(model)
+    plan = random_plan(adapted)
+    pruned = apply_plan(adapted, plan=plan)
+    dense, narrow = model.blocks[0], pruned.model.blocks[0]
+    kept = plan.kept["blocks.0.mlp_out_proj"]
+    assert narrow.in_split == [48, 24, 24, 24]
+    assert dense.in_split == [96, 24, 24, 24]
+    assert torch.equal(narrow.in_proj.weight, dense.in_proj.weight[torch.cat([kept, torch.arange(96, 168)])])
+    assert torch.equal(narrow.mlp_bias, dense.mlp_bias[kept])
+
+
+def test_a_model_of_unknown_image_size_is_pruned_too():
     adapted = make("vit")
     adapted.model.patch_embed.img_size = None
     adapted.model.patch_embed.strict_img_size = False
-    plan = random_plan(adapted)
-    with pytest.raises(ValueError, match="pass example_images"):
-        apply_plan(adapted, plan=plan)
-    example = torch.zeros(2, 3, 16, 16)
-    assert apply_plan(adapted, plan=plan, example_images=example).sites[0].width == 48
+    assert apply_plan(adapted, plan=random_plan(adapted)).sites[0].width == 48
 
 
 @pytest.mark.filterwarnings("ignore:Unwrapped parameters detected")

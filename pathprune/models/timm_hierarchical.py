@@ -1,0 +1,175 @@
+"""timm's hierarchical transformers: Swin, Swin V2 and Hiera. Tokens become fewer and wider from stage to stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pathprune.models.blocks import (
+    SWIN,
+    SWIN_V2,
+    Block,
+    Context,
+    SequentialBlock,
+    as_grid,
+    find_blocks,
+    find_sequential,
+)
+from pathprune.models.seam import NeuronSite
+from pathprune.models.stack import Stack
+
+
+@dataclass(frozen=True)
+class _MergingBlock:
+    """The first block of a Swin stage: neighbouring tokens are merged as it opens."""
+
+    inner: SequentialBlock
+    downsample: nn.Module
+    grid: tuple[int, int]  # of the tokens before
+
+    def read(self, h: Tensor, rows: Tensor | None) -> Tensor:
+        return h
+
+    def open(self, h: Tensor, read: Tensor, rows: Tensor | None, context: Context) -> tuple[Tensor, Tensor]:
+        stream, read = (self.downsample(as_grid(x, self.grid)).flatten(1, 2) for x in (h, read))
+        return self.inner.open(stream, self.inner.read(read, rows), rows, context)
+
+    def close(self, m: Tensor, u: Tensor) -> Tensor:
+        return self.inner.close(m, u)
+
+    def residual_scale(self) -> Tensor | None:
+        return self.inner.residual_scale()
+
+    def site(self, index: int) -> NeuronSite:
+        return self.inner.site(index)
+
+
+@dataclass(frozen=True)
+class _Swin:
+    """Attention within shifted windows of a grid; tokens are kept flat between blocks."""
+
+    model: Any
+    family: str = "timm SwinTransformer"
+    readout: tuple[int, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.model.num_classes)
+
+    @property
+    def input_size(self) -> tuple[int, int, int] | None:
+        embed = self.model.patch_embed
+        return None if embed.img_size is None else (embed.proj.in_channels, *embed.img_size)
+
+    def stem(self, images: Tensor) -> Tensor:
+        h: Tensor = self.model.patch_embed(images).flatten(1, 2)
+        return h
+
+    def context(self, index: int, h: Tensor) -> Context:
+        return {}
+
+    def head(self, h: Tensor) -> Tensor:
+        grid = self.model.layers[-1].output_resolution
+        logits: Tensor = self.model.forward_head(self.model.norm(as_grid(h, grid)))
+        return logits
+
+    def find_blocks(self) -> tuple[Block, ...] | str:
+        found: list[Block] = []
+        for place, stage in enumerate(self.model.layers):
+            for index, module in enumerate(stage.blocks):
+                layout = SWIN_V2 if hasattr(module.attn, "logit_scale") else SWIN
+                name = f"layers.{place}.blocks.{index}"
+                blocks = find_sequential(module, name, layout, grid=tuple(module.input_resolution))
+                if isinstance(blocks, str):
+                    return f"{name} ({type(module).__name__}) {blocks}"
+                merges = index == 0 and not isinstance(stage.downsample, nn.Identity)
+                found += (
+                    [_MergingBlock(blocks[0], stage.downsample, tuple(stage.input_resolution))] if merges else blocks
+                )
+        return tuple(found) if found else "it has no blocks"
+
+
+@dataclass(frozen=True)
+class _PoolingBlock:
+    """A Hiera block; the first of a stage pools its tokens and widens them."""
+
+    inner: SequentialBlock
+
+    def read(self, h: Tensor, rows: Tensor | None) -> Tensor:
+        return self.inner.read(h, rows)
+
+    def open(self, h: Tensor, read: Tensor, rows: Tensor | None, context: Context) -> tuple[Tensor, Tensor]:
+        block = self.inner.module
+        if not block.do_expand:
+            return self.inner.open(h, read, rows, context)
+        wide = h if block.proj is None else block.proj(read)
+        pooled = wide.view(len(h), block.attn.q_stride, -1, wide.shape[-1])
+        stream = torch.cat([pooled.amax(1), pooled.mean(1)], dim=-1) if block.proj is None else pooled.amax(1)
+        m = stream + block.drop_path1(block.ls1(block.attn(read)))
+        m = m if rows is None else m[:, rows]
+        return m, self.inner.hidden(m)
+
+    def close(self, m: Tensor, u: Tensor) -> Tensor:
+        return self.inner.close(m, u)
+
+    def residual_scale(self) -> Tensor | None:
+        return self.inner.residual_scale()
+
+    def site(self, index: int) -> NeuronSite:
+        return self.inner.site(index)
+
+
+@dataclass(frozen=True)
+class _Hiera:
+    """Attention within mask units, which are neighbours after unrolling."""
+
+    model: Any
+    family: str = "timm Hiera"
+    readout: tuple[int, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.model.num_classes)
+
+    @property
+    def input_size(self) -> tuple[int, int, int] | None:
+        height, width = (n * s for n, s in zip(self.model.tokens_spatial_shape, self.model.patch_stride, strict=True))
+        return (int(self.model.in_chans), height, width)
+
+    def stem(self, images: Tensor) -> Tensor:
+        model = self.model
+        h: Tensor = model.unroll(model._pos_embed(model.patch_embed(images)))
+        return h
+
+    def context(self, index: int, h: Tensor) -> Context:
+        return {}
+
+    def head(self, h: Tensor) -> Tensor:
+        logits: Tensor = self.model.forward_head(h)
+        return logits
+
+    def find_blocks(self) -> tuple[Block, ...] | str:
+        found: list[Block] = []
+        for index, module in enumerate(self.model.blocks):
+            blocks = find_blocks(module, f"blocks.{index}")
+            if isinstance(blocks, str):
+                return f"blocks.{index} ({type(module).__name__}) {blocks}"
+            found += [_PoolingBlock(block) for block in blocks if isinstance(block, SequentialBlock)]
+        return tuple(found) if found else "it has no blocks"
+
+
+def match(model: Any) -> Stack | str:
+    """Adapt `model` if it has the structure of one of these families; otherwise say in a few words what differs."""
+    if all(hasattr(model, part) for part in ("patch_embed", "unroll", "reroll", "blocks", "forward_head")):
+        return Stack.of(_Hiera(model)) if len(model.patch_stride) == 2 else "a Hiera of videos"
+    if all(hasattr(model, part) for part in ("patch_embed", "layers", "norm", "forward_head")) and all(
+        hasattr(stage, "blocks")
+        and hasattr(stage, "output_resolution")
+        and all(hasattr(block, "_attn") and hasattr(block, "input_resolution") for block in stage.blocks)
+        for stage in model.layers
+    ):
+        return Stack.of(_Swin(model))
+    return "no stages as in timm's Swin, nor mask units as in its Hiera"

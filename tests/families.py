@@ -1,0 +1,91 @@
+"""A small random model of every supported family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+SMALL = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2, "num_classes": 5}
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to make a model, and what is to be found of it."""
+
+    name: str  # in timm's registry
+    args: dict[str, Any] = field(default_factory=dict)
+    readout: tuple[int, ...] = ()  # tokens that the head reads; none where it pools
+    normed: bool = False  # has a norm inside the MLP
+    scaled: bool = True  # adds the scaled output of its MLP to the stream
+
+    def make(self) -> nn.Module:
+        torch.manual_seed(0)
+        return randomised(timm.create_model(self.name, **self.args)).eval()
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """Give every parameter random values: libraries zero some, and a step left out would not be seen."""
+    for name, parameter in model.named_parameters():
+        nn.init.normal_(parameter, mean=1.0 if "norm" in name and parameter.ndim == 1 else 0.0, std=0.2)
+    return model
+
+
+def _vit(
+    name: str, readout: tuple[int, ...] = (0,), *, normed: bool = False, scaled: bool = True, **args: Any
+) -> Family:
+    return Family(name, SMALL | args, readout, normed, scaled)
+
+
+# depths and widths that the hierarchical families call otherwise
+_SWIN = {"img_size": 32, "patch_size": 2, "window_size": 4, "depths": (1, 2), "embed_dim": 24, "num_heads": (2, 2)}
+_HIERA = {
+    "img_size": (32, 32),
+    "stages": (1, 2),
+    "q_pool": 1,
+    "mask_unit_size": (4, 4),
+    "mask_unit_attn": (True, False),
+}
+_HIERA |= {"embed_dim": 24, "num_heads": 2, "num_classes": 5}
+
+FAMILIES = {
+    "vit": _vit("vit_tiny_patch16_224"),
+    "vit-one-block": _vit("vit_tiny_patch16_224", depth=1),
+    "vit-average": _vit("vit_tiny_patch16_224", (), global_pool="avg", class_token=False),
+    "vit-average-beside-class-token": _vit("vit_tiny_patch16_224", (), global_pool="avg"),
+    "vit-attention-pooling": _vit("vit_base_patch16_siglip_224", ()),
+    "vit-so400m": _vit("vit_so400m_patch14_siglip_224", ()),
+    "vit-clip": _vit("vit_base_patch16_clip_224"),
+    "vit-clip-quickgelu": _vit("vit_base_patch16_clip_quickgelu_224"),
+    "vit-mae": _vit("vit_base_patch16_224.mae", (), global_pool="avg"),
+    "vit-registers": _vit("vit_little_patch16_reg4_gap_256", ()),
+    "vit-inner-norm": _vit("vit_tiny_patch16_224", normed=True, scale_mlp_norm=True),
+    "vit-post-norm": _vit("vit_base_patch16_rpn_224", (), scaled=False),
+    "vit-parallel": _vit("vit_small_patch16_18x2_224", scaled=False),
+    "vit-parallel-scaling": _vit("vit_base_patch16_xp_224"),
+    "vit-parallel-scaling-average": _vit("vit_pwee_patch16_reg1_gap_256", ()),
+    "deit": _vit("deit_tiny_patch16_224"),
+    "deit-distilled": _vit("deit_tiny_distilled_patch16_224", (0, 1)),
+    "deit3": _vit("deit3_small_patch16_224"),
+    "dinov2": _vit("vit_small_patch14_dinov2"),
+    "dinov2-registers": _vit("vit_small_patch14_reg4_dinov2"),
+    "dinov2-giant": _vit("vit_giant_patch14_dinov2"),
+    "beit": _vit("beit_base_patch16_224", ()),
+    "beitv2": _vit("beitv2_base_patch16_224", ()),
+    "beit-shared-positions": _vit(
+        "beit_base_patch16_224", (0,), global_pool="token", use_rel_pos_bias=False, use_shared_rel_pos_bias=True
+    ),
+    "dinov3": _vit("vit_small_patch16_dinov3", ()),
+    "dinov3-gated": _vit("vit_small_plus_patch16_dinov3", ()),
+    "eva": _vit("eva_giant_patch14_224", ()),
+    "eva02-tiny": _vit("eva02_tiny_patch14_224", ()),
+    "eva02-base": _vit("eva02_base_patch14_224", (), normed=True),
+    "eva-mixed-rotary": _vit("vit_small_patch16_rope_mixed_224", (0,)),
+    "eva-attention-pooling": _vit("vit_pe_core_tiny_patch16_384", (), attn_pool_num_heads=2),
+    "swin": Family("swin_tiny_patch4_window7_224", _SWIN | {"num_classes": 5}),
+    "swin-v2": Family("swinv2_tiny_window8_256", _SWIN | {"num_classes": 5}, scaled=False),
+    "hiera": Family("hiera_tiny_224", _HIERA),
+}
