@@ -96,7 +96,7 @@ class Experiment:
     def _start(self, model: nn.Module, folder: RunFolder) -> None:
         """Take up a model and its run folder, with nothing computed yet."""
         self.model: nn.Module = model.to(self.accelerator.device)
-        self.adapted: AdaptedModel = adapt(self.model)
+        self.adapted: AdaptedModel = adapt(self.model, check=False)  # which the loaded model passed
         self.folder = folder
         self._statistics: ActivationStatistics | None = None
 

@@ -101,7 +101,7 @@ def test_what_a_block_reads_of_a_token_follows_from_that_token_alone(make, some_
     torch.testing.assert_close(read, one_by_one, rtol=1e-12, atol=1e-12)
     for given, own in zip(adapted.open_block(0, h, rows, read=read), adapted.open_block(0, h, rows), strict=True):
         assert torch.equal(given, own)
-    m, _ = adapted.open_block(0, h, rows, read=2 * read)
+    m, _ = adapted.open_block(0, h, rows, read=read.square())
     assert not torch.allclose(m, adapted.open_block(0, h, rows)[0])
 
 
