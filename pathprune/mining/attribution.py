@@ -11,21 +11,16 @@ the gradient of every neuron of layer `l` and the summed gradient of all neurons
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pathprune.mining.forward_mode import Tensors, jvp
 from pathprune.mining.objectives import Readout
 from pathprune.models.precision import Passes
 from pathprune.models.seam import AdaptedModel
-
-T = TypeVar("T")
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -176,7 +171,9 @@ class JointAttribution:
         """The rows of a block's results that something later reads; None for all of them."""
         return self.readout if block == len(self.adapted.sites) - 1 else None
 
-    def _along_path(self, function: Callable[..., T], prefix: Prefix, chosen_Bk: Tensor) -> tuple[T, T]:
+    def _along_path(
+        self, function: Callable[..., Tensors], prefix: Prefix, chosen_Bk: Tensor
+    ) -> tuple[Tensors, Tensors]:
         """`function(v, *state)` with the chosen neurons of the open block clamped too, and its derivative along the
         path.
         """
@@ -185,18 +182,8 @@ class JointAttribution:
         chosen_BRW = chosen_BW[:, None].expand_as(a_BRW)
         v = torch.where(chosen_BRW, self.alpha_M[:, None, None, None] * a_BRW, a_BRW).flatten(0, 1)
         dv = chosen_BRW.repeat(len(self.alpha_M), 1, 1).to(v.dtype)
-        with self.passes(), _forward_mode():
-            result = torch.func.jvp(function, (v, *prefix.state), (dv, *prefix.tangent))
-        return result[0], result[1]
-
-
-@contextmanager
-def _forward_mode() -> Iterator[None]:
-    """Where forward-mode derivatives are taken: fused attention has none."""
-    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-        # torch compiles its own forward-mode formulas with it on first use
-        warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
-        yield
+        with self.passes():
+            return jvp(function, (v, *prefix.state), (dv, *prefix.tangent))
 
 
 def _products(x_N: Tensor, y_N: Tensor, *, dtype: torch.dtype) -> Tensor:
