@@ -138,6 +138,56 @@ def finetune(recipe: RecipeArgument, overrides: OverridesArgument = None, overwr
         console.print(f"Model: {result.folder / 'model'}", soft_wrap=True)
 
 
+@app.command()
+def bench(
+    targets: Annotated[
+        list[str], typer.Argument(metavar="RECIPE_OR_FOLDER...", help="Recipes, run folders, checkpoints, KEY=VALUE.")
+    ],
+    batch_sizes: Annotated[str, typer.Option(help="Images per batch, such as 1,16,64.")] = "1,16,64",
+    backends: Annotated[
+        str | None, typer.Option(help="Of eager,compiled,onnxruntime; by default all that can run here.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Timed passes of each model.")] = 20,
+    threads: Annotated[int | None, typer.Option(help="Threads of the CPU.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default an accelerator if any.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    output: Annotated[Path | None, typer.Option(help="Folder for the results; by default the recipe's.")] = None,
+) -> None:
+    """Time dense against pruned models, in turns: eagerly, compiled, and in ONNX Runtime; with memory."""
+    from pydantic import ValidationError
+
+    from pathprune.bench import BenchConfig, bench_groups
+    from pathprune.bench import bench as measure
+    from pathprune.files import write_text
+    from pathprune.report.bench import bench_page, bench_table, bench_words
+    from pathprune.report.render import render, save_figures
+
+    try:
+        config = BenchConfig.model_validate(
+            {
+                "batch_sizes": batch_sizes.split(","),
+                "backends": backends.split(",") if backends else None,
+                **{"repeats": repeats, "threads": threads, "device": device, "dtype": dtype},
+            }
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        raise ValueError(f"--{option}: {first['msg'].lower()}, got {first['input']!r}") from None
+    overrides = [target for target in targets if "=" in target]
+    groups, folder = bench_groups([target for target in targets if "=" not in target], overrides)
+    rows = measure(groups, config, folder=output or folder)
+    page = bench_page(rows)
+    write_text((output or folder) / "bench.html", render(page))
+    save_figures(page, (output or folder) / "figures")
+    console.print(bench_table(rows))
+    for words in bench_words(rows):
+        console.print(f"  {words}", soft_wrap=True)
+    console.print(f"Results: {(output or folder) / 'bench.html'}", soft_wrap=True)
+
+
 @recipes_app.command("list")
 def list_recipes() -> None:
     """Names of the shipped recipes, with what each is for."""

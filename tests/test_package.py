@@ -32,6 +32,7 @@ STAGES = [
     {"recovered"},
     {"comparison"},
     {"pipeline"},
+    {"bench"},
     {"cli"},
     {"__main__"},
 ]

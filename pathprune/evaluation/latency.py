@@ -6,9 +6,10 @@ are reported, and a speed-up is the median of ratios taken round by round.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 
 import numpy as np
@@ -75,25 +76,36 @@ def measure_latency(
         raise ValueError("no models to measure; give at least one")
     if repeats < 1 or warmup < 0:
         raise ValueError(f"latency needs repeats of at least 1 and warmup of at least 0, got {repeats} and {warmup}")
-    names = list(models)
-    target = torch.device(device) if device is not None else model_device(models[names[0]])
+    target = torch.device(device) if device is not None else model_device(next(iter(models.values())))
     images = images.to(target)
-    times: dict[str, list[float]] = {name: [] for name in names}
     with ExitStack() as stack:
         for model in models.values():
             stack.enter_context(_placed(model, target))
             stack.enter_context(evaluating(model))
         stack.enter_context(torch.inference_mode())
-        for round_index in range(-warmup, repeats):
-            start = round_index % len(names)
-            for name in names[start:] + names[:start]:
-                elapsed = _time_ms(models[name], images)
-                if round_index >= 0:
-                    times[name].append(elapsed)
+        runs = {name: partial(model, images) for name, model in models.items()}
+        times = time_in_turns(runs, repeats=repeats, warmup=warmup, device=target)
     return {
-        name: LatencyResult(tuple(times[name]), len(images), _device_name(target), torch.get_num_threads())
-        for name in names
+        name: LatencyResult(times[name], len(images), device_name(target), torch.get_num_threads()) for name in models
     }
+
+
+def time_in_turns(
+    runs: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int, device: torch.device
+) -> dict[str, tuple[float, ...]]:
+    """Milliseconds of every run, `repeats` of each, taking turns (A B C, B C A, …) after `warmup` rounds untimed.
+
+    What `device` was given to do is waited for.
+    """
+    names = list(runs)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for round_index in range(-warmup, repeats):
+        start = round_index % len(names)
+        for name in names[start:] + names[:start]:
+            elapsed = _time_ms(runs[name], device)
+            if round_index >= 0:
+                times[name].append(elapsed)
+    return {name: tuple(times[name]) for name in names}
 
 
 def speedup(dense: LatencyResult, pruned: LatencyResult) -> Speedup:
@@ -108,11 +120,11 @@ def speedup(dense: LatencyResult, pruned: LatencyResult) -> Speedup:
     return Speedup(float(median), float(low), float(high))
 
 
-def _time_ms(model: nn.Module, images: Tensor) -> float:
-    _synchronize(images.device)
+def _time_ms(run: Callable[[], object], device: torch.device) -> float:
+    _synchronize(device)
     start = perf_counter()
-    model(images)
-    _synchronize(images.device)
+    run()
+    _synchronize(device)
     return 1000 * (perf_counter() - start)
 
 
@@ -123,7 +135,8 @@ def _synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """What a device is called."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
