@@ -20,7 +20,8 @@ from pathprune.evaluation.latency import LatencyResult, device_name, speedup, ti
 from pathprune.evaluation.memory import peak_memory
 from pathprune.experiment import Experiment
 from pathprune.models.adapt import adapt
-from pathprune.models.checkpoint import is_pruned_folder, load_pruned, read_pruned_config
+from pathprune.models.checkpoint import load_pruned
+from pathprune.models.pruned_config import is_pruned_folder, read_pruned_config
 from pathprune.planning import Planner
 from pathprune.pruning import apply_plan
 from pathprune.recipe import load_recipe
@@ -109,7 +110,7 @@ def bench(groups: Sequence[Group], config: BenchConfig, *, folder: Path) -> list
 def _add_checkpoint(groups: dict[str, Group], path: Path) -> None:
     """Add a checkpoint, in place, to the group of its architecture."""
     config = read_pruned_config(path)
-    architecture = config.architecture
+    architecture = config.base
     key = key_of(architecture=[architecture.name, dict(architecture.args)], size=config.data_config["input_size"])
     group = groups.get(key)
     if group is None:

@@ -139,6 +139,21 @@ def finetune(recipe: RecipeArgument, overrides: OverridesArgument = None, overwr
 
 
 @app.command()
+def inspect(recipe: RecipeArgument, overrides: OverridesArgument = None, overwrite: OverwriteOption = False) -> None:
+    """Ask what the model's neuron paths do, who shares them, and what excites the neurons on them."""
+    from pathprune.inspecting import inspect_recipe
+    from pathprune.recipe import load_recipe
+    from pathprune.report.inspection import inspection_tables, inspection_words
+
+    found = inspect_recipe(load_recipe(recipe, overrides or ()), overwrite=overwrite)
+    if found.is_main_process:
+        for table in inspection_tables(found.findings):
+            console.print(table)
+        console.print(inspection_words(found.findings), soft_wrap=True)
+        console.print(f"Results: {found.page}", soft_wrap=True)
+
+
+@app.command()
 def bench(
     targets: Annotated[
         list[str], typer.Argument(metavar="RECIPE_OR_FOLDER...", help="Recipes, run folders, checkpoints, KEY=VALUE.")

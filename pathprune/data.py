@@ -72,6 +72,10 @@ class LabelledImages(TorchDataset[tuple[Tensor, int]]):
             return torch.zeros_like(self.transform(PILImage.new("RGB", (8, 8)))), SKIPPED
         return self.transform(image), int(self.labels[item])
 
+    def picture(self, item: int) -> PILImage.Image:
+        """One readable image as it is in the source, in RGB."""
+        return _decode(self._cell(item))
+
     @property
     def is_labelled(self) -> bool:
         return not (self.labels == UNLABELLED).any()

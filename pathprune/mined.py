@@ -70,7 +70,7 @@ class Mining:
         self._config, self._num_workers, self._seed = recipe.mine, recipe.data.num_workers, recipe.seed
         self._slices_head = recipe.model.slice_head  # its classes are those that are left
         self._predicted_at_once = recipe.evaluate.batch_size
-        self._adapted, self._objective, self._num_classes = adapted, objective, num_classes
+        self._adapted, self.objective, self._num_classes = adapted, objective, num_classes
         self._model_key, self._splits = model_key, splits
         self._folder, self._accelerator = folder, accelerator
         self._stats: dict[Tokens, ClassStats] = {}
@@ -125,14 +125,14 @@ class Mining:
 
     def _check_labels(self, images: LabelledImages) -> None:
         config = self._config
-        if isinstance(self._objective, CleanCosine) and (config.targets == "prediction" or config.only_correct):
+        if isinstance(self.objective, CleanCosine) and (config.targets == "prediction" or config.only_correct):
             raise ValueError(
                 "the objective cosine has no classes to predict; leave out mine.targets=prediction and "
                 "mine.only_correct, or give it classes by mine.objective={name: zero-shot, head: FILE}"
             )
         if config.only_correct and not images.is_labelled:
             raise ValueError(f"mine.only_correct needs labels, and split '{images.split}' has none; leave it out")
-        if config.only_correct and isinstance(self._objective, LabelProbability):
+        if config.only_correct and isinstance(self.objective, LabelProbability):
             raise ValueError("mine.only_correct is about images with one label each, label-probability about several")
 
     def _predict(self, images: LabelledImages) -> NDArray[np.int64]:
@@ -148,7 +148,7 @@ class Mining:
         ):
             task = progress.add_task("predicting classes to sample by", total=len(own), note="")
             for batch, labels in loader:
-                logits = self._objective.class_logits(model(batch.to(device)))
+                logits = self.objective.class_logits(model(batch.to(device)))
                 assert logits is not None, "objectives without classes are refused before"
                 predictions.append(logits.argmax(-1).cpu().where(labels != SKIPPED, SKIPPED))
                 progress.advance(task, len(labels))
@@ -249,14 +249,15 @@ class Mining:
 
         def mine(**settings: Any) -> Iterator[MinedPaths]:
             for batch, labels in loader:
-                yield self._locate(batch.to(device), labels, tokens, **settings)
+                yield self.locate(batch.to(device), labels, tokens, **settings)
 
         converged = list(mine(rule="gauss-legendre", nodes=CONVERGED_NODES, dtype=None))
         if nodes == "auto":
             return fewest_nodes(lambda number: mine(nodes=number), converged, goal=goal)
         return path_accuracy(list(mine(nodes=nodes)), converged, nodes=nodes, goal=goal)
 
-    def _nodes(self, tokens: Tokens) -> int:
+    def nodes(self, tokens: Tokens) -> int:
+        """The number of quadrature nodes, chosen by accuracy where the recipe leaves it open."""
         if self._config.nodes != "auto":
             return self._config.nodes
         chosen = self.accuracy(tokens)
@@ -270,7 +271,7 @@ class Mining:
         return plain
 
     def _settings(self, tokens: Tokens) -> dict[str, Any]:
-        return {**self._plain_settings(), "nodes": self._nodes(tokens), "tokens": tokens}
+        return {**self._plain_settings(), "nodes": self.nodes(tokens), "tokens": tokens}
 
     def _shards(self, tokens: Tokens, key: str) -> ShardFolder:
         return ShardFolder(
@@ -281,28 +282,29 @@ class Mining:
             settings=self._settings(tokens),
         )
 
-    def _locate(self, images: Tensor, labels: Tensor, tokens: Tokens, **settings: Any) -> MinedPaths:
+    def locate(self, images: Tensor, labels: Tensor, tokens: Tokens, **settings: Any) -> MinedPaths:
+        """The paths of a batch as the recipe has them located, but for `settings`."""
         config = self._config
         given: dict[str, Any] = {
             "method": config.method,
             "rule": config.rule,
             "top_k": config.top_k,
-            "objective": self._objective,
+            "objective": self.objective,
             "dtype": _DTYPES[config.precision],
         }
-        targets = None if isinstance(self._objective, CleanCosine) else labels
+        targets = None if isinstance(self.objective, CleanCosine) else labels
         return locate_paths(self._adapted, images, targets, tokens=tokens, **given | settings)
 
     def _mine(self, tokens: Tokens, shards: ShardFolder) -> int:
         """Mine this process's share; returns the number of shards of all processes."""
-        config, images, nodes = self._config, self._splits.images("mine"), self._nodes(tokens)
+        config, images, nodes = self._config, self._splits.images("mine"), self.nodes(tokens)
         with image_progress(disable=not self._accelerator.is_main_process) as progress:
             task = progress.add_task(f"mining paths ({tokens} tokens)", total=len(images), note="")
             return mine_split(
                 self._adapted,
                 images,
                 shards,
-                locate=lambda batch, labels: self._locate(batch, labels, tokens, nodes=nodes),
+                locate=lambda batch, labels: self.locate(batch, labels, tokens, nodes=nodes),
                 shard_size=config.shard_size,
                 batch_size=config.batch_size,
                 process=self._accelerator.process_index,

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from pathprune.class_names import ClassKey
+from pathprune.inspection.config import InspectConfig
 from pathprune.mining import ObjectiveConfig
 from pathprune.pruning import parse_compensation
 from pathprune.recovery.config import RecoverConfig, TrainConfig
@@ -282,6 +283,7 @@ class Recipe(_Section):
         (), description="Accelerate's, for trainings: tensorboard, wandb …"
     )
     evaluate: EvaluateConfig = EvaluateConfig()
+    inspect: InspectConfig = InspectConfig()
 
     @field_validator("compensation")
     @classmethod

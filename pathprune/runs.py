@@ -19,6 +19,8 @@ latency.json, metrics.jsonl, retention.svg, retention.png
 model/, history.json            what `finetune` trained, and the record of its epochs
 recovered/<variant>/            checkpoints of variants that were trained after pruning
 recovering/<variant>/           what is finished of one that is pruned in rounds
+inspect/, inspect.html           what `inspect` measured, and its page
+bench/, bench.json, bench.html  what `bench` measured, and its page
 training/<key>.pt               where an unfinished training goes on
 logs/                           what Accelerate's trackers write
 """

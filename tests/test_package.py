@@ -17,6 +17,7 @@ STAGES = [
     {"models"},
     {"class_names", "data", "progress"},
     {"mining"},
+    {"inspection"},
     {"scoring"},
     {"pruning"},
     {"recovery"},
@@ -32,7 +33,7 @@ STAGES = [
     {"recovered"},
     {"comparison"},
     {"pipeline"},
-    {"bench"},
+    {"bench", "inspecting"},
     {"cli"},
     {"__main__"},
 ]

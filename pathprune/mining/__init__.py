@@ -1,7 +1,7 @@
 """Neuron paths: located per image, recorded per split, summed per class."""
 
 from pathprune.mining.accuracy import PathAccuracy, fewest_nodes, path_accuracy
-from pathprune.mining.locate import METHODS, TOKENS, locate_paths
+from pathprune.mining.locate import METHODS, TOKENS, locate_paths, path_scores
 from pathprune.mining.objectives import (
     ClassProbability,
     CleanCosine,
@@ -41,6 +41,7 @@ __all__ = [
     "mine_split",
     "objective_for",
     "path_accuracy",
+    "path_scores",
     "per_layer",
     "sample_for_mining",
     "save_paths",

@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -51,26 +54,9 @@ def locate_paths(
     Source: "Discovering Influential Neuron Path in Vision Transformers", arXiv 2503.09046.
     """
     _check_settings(adapted, method, top_k, tokens)
-    alpha_M, weight_M = nodes_and_weights(rule, nodes)
-    device = model_device(adapted.model)
-    images = _checked_images(adapted, images).to(device)
-    exact = at_least_float32(images.dtype)
-    readout = torch.tensor(adapted.readout, device=device) if adapted.readout else None
-    rows = readout if tokens == "class" else None
-    with evaluating(adapted.model), mixed_precision(adapted.model, dtype) as passes:
-        clean = _clean_pass(adapted, images, rows, exact, passes)
-        objective = objective_for(adapted.num_classes, objective)
-        predictions, targets = _classes(objective, clean.output_BK, targets)
-        attribution = JointAttribution(
-            adapted,
-            objective.readout(clean.output_BK, targets),
-            clean,
-            alpha_M.to(device, exact),
-            weight_M.to(device, exact),
-            rows,
-            readout,
-            passes,
-        )
+    images = _checked_images(adapted, images).to(model_device(adapted.model))
+    opened = _attribution(adapted, images, targets, rule, nodes, tokens, objective, dtype)
+    with opened as (attribution, predictions, targets):
         if method == "jas":
             scores, own, chosen, jas = _layer_by_layer(attribution, top_k)
         else:
@@ -89,6 +75,65 @@ def locate_paths(
         targets=targets,
         predictions=predictions,
     )
+
+
+@torch.no_grad()
+def path_scores(
+    adapted: AdaptedModel,
+    images: Tensor,
+    paths: Tensor,
+    targets: Tensor | None = None,
+    *,
+    rule: str = "gauss-legendre",
+    nodes: int = 4,
+    tokens: str = "class",
+    objective: Objective | Readout | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The joint attribution score `[B]` of a path given for each image: one neuron in every layer, int64 `[B, L]`.
+
+    All else is as in `locate_paths`.
+    """
+    _check_settings(adapted, "jas", 1, tokens)
+    images = _checked_images(adapted, images).to(model_device(adapted.model))
+    if paths.shape != (len(images), len(adapted.sites)):
+        raise ValueError(f"paths have shape {list(paths.shape)}; expected [{len(images)}, {len(adapted.sites)}]")
+    with _attribution(adapted, images, targets, rule, nodes, tokens, objective, dtype) as (attribution, _, _):
+        return attribution.joint_score(paths.to(images.device))
+
+
+@contextmanager
+def _attribution(
+    adapted: AdaptedModel,
+    images: Tensor,
+    targets: Tensor | None,
+    rule: str,
+    nodes: int,
+    tokens: str,
+    objective: Objective | Readout | None,
+    dtype: torch.dtype | None,
+) -> Iterator[tuple[JointAttribution, Tensor, Tensor]]:
+    """The attribution of a batch after its clean pass, with predictions and targets `[B]`; the model evaluates."""
+    alpha_M, weight_M = nodes_and_weights(rule, nodes)
+    device = images.device
+    exact = at_least_float32(images.dtype)
+    readout = torch.tensor(adapted.readout, device=device) if adapted.readout else None
+    rows = readout if tokens == "class" else None
+    with evaluating(adapted.model), mixed_precision(adapted.model, dtype) as passes:
+        clean = _clean_pass(adapted, images, rows, exact, passes)
+        objective = objective_for(adapted.num_classes, objective)
+        predictions, targets = _classes(objective, clean.output_BK, targets)
+        attribution = JointAttribution(
+            adapted,
+            objective.readout(clean.output_BK, targets),
+            clean,
+            alpha_M.to(device, exact),
+            weight_M.to(device, exact),
+            rows,
+            readout,
+            passes,
+        )
+        yield attribution, predictions, targets
 
 
 def _layer_by_layer(

@@ -1,0 +1,277 @@
+"""What an inspection found, as the terminal and a page show it."""
+
+# C classes, N images
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from matplotlib.figure import Figure as Drawing
+from matplotlib.patches import Rectangle
+from rich.box import SIMPLE_HEAD
+from rich.table import Table as TerminalTable
+from torch import Tensor
+
+from pathprune.report.page import Cell, Column, Details, Fact, Figure, Gallery, Page, Picture, Prose, Section, Table
+from pathprune.report.theme import ACCENT, INK, STRONGEST_SHADE, panel, styled
+
+KINDS = {"jas": "joint attribution", "activation": "activation", "influence-pattern": "influence pattern"}
+_EFFECTS = ("removed.probability", "removed.correct", "enhanced.probability", "enhanced.correct")
+_EFFECT_HEADINGS = ("removed: probability", "removed: top-1", "enhanced: probability", "enhanced: top-1")
+_MOST_CLASSES = 40  # of a picture; beyond, names cannot be read
+
+
+@dataclass(frozen=True)
+class NeuronView:
+    """A neuron that many paths use: its share of the images, the classes that use it most, what excites it most."""
+
+    block: int
+    neuron: int
+    share: float
+    classes: Sequence[tuple[str, float]]  # with the share of the class's images
+    pictures: Sequence[Picture]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """An inspection. `measured` has `[N]` numbers `<kind>.jas`, `<kind>.removed.probability` … (see `KINDS`)."""
+
+    name: str
+    tokens: str
+    class_names: tuple[str, ...]
+    measured: Mapping[str, Tensor]
+    shared: Tensor  # [C, C], share of path neurons that two images have in common
+    class_order: list[int]  # that puts alike classes side by side
+    num_mined: int
+    neurons: Sequence[NeuronView]
+
+    @property
+    def num_images(self) -> int:
+        return len(self.measured["jas.jas"])
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over images with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values_N: Tensor) -> Mean:
+        draws = np.random.default_rng(0).choice(values_N.numpy(), size=(2000, len(values_N))).mean(axis=1)
+        low, high = np.percentile(draws, [2.5, 97.5])
+        return cls(float(values_N.mean()), float(low), float(high))
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return self.low > 0 or self.high < 0
+
+
+def inspection_tables(findings: Findings) -> list[TerminalTable]:
+    """Strength, effects, classes and neurons."""
+    return [_terminal(table) for table in (strength_table(findings), effect_table(findings), class_table(findings))] + [
+        _terminal(neuron_table(findings))
+    ]
+
+
+def inspection_page(findings: Findings) -> Page:
+    """The whole inspection as a page."""
+    best = Mean.of(_against_random(findings, "jas", "removed.probability"))
+    return Page(
+        f"{findings.name}: neuron paths, inspected",
+        f"{findings.num_images} of {findings.num_mined} mined images, {_of(findings)}; an explanation, not a test",
+        [inspection_words(findings)],
+        [
+            Fact(f"{100 * best.value:+.2f}", "points of probability, path removed", "more than a random path's"),
+            Fact(f"{_higher(findings, 'activation'):.0%}", "of images: higher JAS than the activation path's"),
+        ],
+        [
+            Section("How strong are the paths?", [strength_table(findings)]),
+            Section("What do they do?", [effect_table(findings), Prose(_EFFECT_NOTE, tone="muted")]),
+            *_class_sections(findings),
+            *_neuron_sections(findings),
+        ],
+    )
+
+
+def inspection_words(findings: Findings) -> str:
+    """The verdict in a sentence."""
+    change = Mean.of(_against_random(findings, "jas", "removed.probability"))
+    how = f"{100 * abs(change.value):.2f} points [{100 * change.low:+.2f}, {100 * change.high:+.2f}]"
+    if not change.is_clear:
+        return f"Removing the located path changes the class probability no more than a random path does: {how}."
+    word = "lowers" if change.value < 0 else "raises"
+    return f"Removing the located path {word} the probability of the class by {how} more than a random path does."
+
+
+_EFFECT_NOTE = (
+    "Change of the explained class's probability, and of the share of images classified right, in points, when the "
+    "neurons on the path are set to zero or doubled; with 95 % intervals. Bold colours: the interval of the difference "
+    "to random paths, image by image, leaves 0 out."
+)
+
+
+def strength_table(findings: Findings) -> Table:
+    """JAS of the located paths, of the baselines' and of random ones."""
+    rows: list[list[Cell | str]] = []
+    for kind, name in (KINDS | {"random": "random"}).items():
+        mean = Mean.of(findings.measured[f"{kind}.jas"])
+        beaten = "" if kind == "jas" else f"{_higher(findings, kind):.0%}"
+        rows.append([name, Cell(f"{mean.value:.4g}", f"[{mean.low:.4g}, {mean.high:.4g}]"), beaten])
+    return Table(
+        f"Joint attribution score of paths, mean over {findings.num_images} images",
+        [Column("path", is_number=False), Column("JAS"), Column("the located path's is higher")],
+        rows,
+    )
+
+
+def effect_table(findings: Findings) -> Table:
+    """What removing and enhancing paths does."""
+    rows: list[list[Cell | str]] = []
+    for kind, name in (KINDS | {"random": "random"}).items():
+        cells: list[Cell | str] = [name]
+        for effect in _EFFECTS:
+            mean = Mean.of(findings.measured[f"{kind}.{effect}"])
+            clear = kind != "random" and Mean.of(_against_random(findings, kind, effect)).is_clear
+            text, note = f"{100 * mean.value:+.2f}", f"[{100 * mean.low:+.2f}, {100 * mean.high:+.2f}]"
+            cells.append(Cell(text, note, tone=("bad" if mean.value < 0 else "good") if clear else ""))
+        rows.append(cells)
+    return Table(
+        f"Points gained or lost when the path is removed or enhanced ({_of(findings)})",
+        [Column("path", is_number=False), *map(Column, _EFFECT_HEADINGS)],
+        rows,
+    )
+
+
+def class_table(findings: Findings, *, number: int = 8) -> Table:
+    """The pairs of classes that share most."""
+    names = findings.class_names
+    pairs = [(float(findings.shared[a, b]), a, b) for a, b in combinations(range(len(names)), 2)]
+    pairs = sorted((pair for pair in pairs if not np.isnan(pair[0])), key=lambda pair: (-pair[0], *pair[1:]))
+    return Table(
+        "Classes whose paths have most neurons in common",
+        [Column("class", is_number=False), Column("class", is_number=False), Column("shared"), Column("within each")],
+        [
+            [
+                names[a],
+                names[b],
+                f"{share:.1%}",
+                f"{_percent(findings.shared[a, a])}, {_percent(findings.shared[b, b])}",
+            ]
+            for share, a, b in pairs[:number]
+        ],
+    )
+
+
+def neuron_table(findings: Findings) -> Table:
+    """The most used neurons of every block."""
+    rows: list[list[Cell | str]] = [
+        [
+            str(view.block),
+            str(view.neuron),
+            f"{view.share:.0%}",
+            ", ".join(f"{name} {share:.0%}" for name, share in view.classes),
+        ]
+        for view in findings.neurons
+    ]
+    blocks = [view.block for view in findings.neurons]
+    return Table(
+        f"Neurons on most paths, of {findings.num_mined} images",
+        [*map(Column, ("block", "neuron", "on paths of")), Column("classes that use it most", is_number=False)],
+        rows,
+        group_starts=frozenset(place for place in range(1, len(blocks)) if blocks[place] != blocks[place - 1]),
+    )
+
+
+def _class_sections(findings: Findings) -> list[Section]:
+    order = [index for index in findings.class_order if not findings.shared[index].isnan().all()][:_MOST_CLASSES]
+    if len(order) < 2:
+        return []
+    left_out = len(findings.class_names) - len(order)
+    figure = Figure(
+        "shared-paths",
+        "Share of path neurons that two images have in common",
+        "A grid of classes by classes, alike ones side by side; each cell is the darker, the more neurons the paths of "
+        "two images of these classes share.",
+        [_grid(findings, order)],
+        caption="Mean over pairs of different images and over blocks, in %; classes are ordered by average linkage."
+        + (f" {left_out} more classes are not shown." if left_out else ""),
+        keep_size=True,
+    )
+    return [Section("Which classes share paths?", [figure, class_table(findings)])]
+
+
+def _grid(findings: Findings, order: Sequence[int]) -> Drawing:
+    names = [findings.class_names[index] for index in order]
+    values_CC = findings.shared[order][:, order].numpy()
+    low, high = float(np.nanmin(values_CC)), float(np.nanmax(values_CC))
+    with styled():
+        figure = panel(1.0 + 0.075 * max(map(len, names)) + 0.36 * len(order), 1.0 + 0.3 * len(order))
+        axes = figure.subplots()
+        for (row, column), value in np.ndenumerate(values_CC):
+            if np.isnan(value):
+                continue
+            shade = STRONGEST_SHADE * (value - low) / (high - low) if high > low else 0.0
+            cell = Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, facecolor=ACCENT, alpha=shade, linewidth=0)
+            axes.add_patch(cell)
+            axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=8, color=INK)
+        axes.set_xlim(-0.5, len(order) - 0.5)
+        axes.set_ylim(len(order) - 0.5, -0.5)
+        axes.set_xticks(range(len(order)), names, rotation=90)
+        axes.set_yticks(range(len(order)), names)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+    return figure
+
+
+def _neuron_sections(findings: Findings) -> list[Section]:
+    galleries = [
+        Gallery(f"Block {view.block}, neuron {view.neuron}: on the paths of {view.share:.0%}", view.pictures)
+        for view in findings.neurons
+    ]
+    text = (
+        "The images whose highest activation of the neuron is the largest, best first: what it looks for, and not only "
+        "in the classes whose paths use it."
+    )
+    return [
+        Section(
+            "Which neurons are used most, and what excites them?",
+            [Prose(text), neuron_table(findings), Details("The most exciting images", galleries)],
+        )
+    ]
+
+
+def _terminal(table: Table) -> TerminalTable:
+    shown = TerminalTable(title=table.caption, header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in table.columns:
+        shown.add_column(column.heading, justify="right" if column.is_number else "left")
+    for place, row in enumerate(table.rows):
+        if place in table.group_starts:
+            shown.add_section()
+        shown.add_row(*(f"{cell.text} {cell.note}" if isinstance(cell, Cell) else cell for cell in row))
+    return shown
+
+
+def _of(findings: Findings) -> str:
+    return "at the class token" if findings.tokens == "class" else "at all tokens"
+
+
+def _higher(findings: Findings, kind: str) -> float:
+    """The share of images whose located path has a higher JAS than that of another kind."""
+    return float((findings.measured["jas.jas"] > findings.measured[f"{kind}.jas"]).double().mean())
+
+
+def _against_random(findings: Findings, kind: str, effect: str) -> Tensor:
+    """An effect less that of random paths, image by image `[N]`."""
+    return findings.measured[f"{kind}.{effect}"] - findings.measured[f"random.{effect}"]
+
+
+def _percent(share: Tensor) -> str:
+    return "–" if share.isnan() else f"{share:.1%}"
