@@ -81,12 +81,28 @@ def run(recipe: RecipeArgument, overrides: OverridesArgument = None, overwrite: 
 
 
 @app.command()
-def mine(recipe: RecipeArgument, overrides: OverridesArgument = None, overwrite: OverwriteOption = False) -> None:
+def mine(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    overwrite: OverwriteOption = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Time a few batches of noise, and print what mining would take.")
+    ] = False,
+) -> None:
     """Locate the neuron path of each image and aggregate the paths per class."""
+    from pathprune.estimate import estimate_recipe
     from pathprune.pipeline import mine_recipe
     from pathprune.recipe import load_recipe
+    from pathprune.report.tables import mining_cost_table
 
-    result = mine_recipe(load_recipe(recipe, overrides or ()), overwrite=overwrite)
+    loaded = load_recipe(recipe, overrides or ())
+    if estimate:
+        found = estimate_recipe(loaded)
+        console.print(mining_cost_table(found.table(loaded)))
+        rates = ", ".join(f"{rate:,.3g} images/s ({tokens} tokens)" for tokens, rate in found.rates.items())
+        console.print(f"{rates}; {found.setting}", soft_wrap=True)
+        return
+    result = mine_recipe(loaded, overwrite=overwrite)
     if result.is_main_process:
         for tokens, accuracy in result.accuracies.items():
             error_console.print(f"Paths ({tokens} tokens): {accuracy}", soft_wrap=True)

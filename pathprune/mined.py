@@ -42,13 +42,19 @@ from pathprune.models.seam import AdaptedModel
 from pathprune.progress import image_progress
 from pathprune.recipe import DEFAULT_NODES, Recipe
 from pathprune.runs import RunFolder, key_of
-from pathprune.scoring.criteria import Tokens
+from pathprune.scoring.criteria import Tokens, parse_criterion
 from pathprune.splits import Splits
 
 log = logging.getLogger(__name__)
 
 CHOSEN = "images/mine.safetensors"  # positions in the split, and the class that each image counts for
-_DTYPES = {"no": None, "bf16": torch.bfloat16}
+PRECISIONS = {"no": None, "bf16": torch.bfloat16}
+
+
+def tokens_to_mine(recipe: Recipe) -> tuple[Tokens, ...]:
+    """The ways to clamp tokens that the recipe's criteria need; all tokens, where none needs any."""
+    needed = (parse_criterion(spec).needs_mining for spec in recipe.score.criteria)
+    return tuple(dict.fromkeys(tokens for tokens in needed if tokens is not None)) or ("all",)
 
 
 class Mining:
@@ -290,7 +296,7 @@ class Mining:
             "rule": config.rule,
             "top_k": config.top_k,
             "objective": self.objective,
-            "dtype": _DTYPES[config.precision],
+            "dtype": PRECISIONS[config.precision],
         }
         targets = None if isinstance(self.objective, CleanCosine) else labels
         return locate_paths(self._adapted, images, targets, tokens=tokens, **given | settings)

@@ -16,6 +16,7 @@ from torch import nn
 from pathprune.comparison import ROW_FORMAT, add_latency, dense_row, pruned_row, recovered_row
 from pathprune.evaluation import Evaluation
 from pathprune.experiment import Experiment
+from pathprune.mined import tokens_to_mine
 from pathprune.mining import PathAccuracy
 from pathprune.models.checkpoint import describe_pruned, load_pruned
 from pathprune.models.pruned_config import VERSION
@@ -26,7 +27,6 @@ from pathprune.recipe import Recipe
 from pathprune.recovered import is_recovered, recover
 from pathprune.report.figures import retention_figure
 from pathprune.runs import key_of, read_json
-from pathprune.scoring import parse_criterion
 from pathprune.scoring.criteria import Tokens
 from pathprune.training import check_splits, forget_state, train_model, training_key
 from pathprune.variants import Variant, label, variants
@@ -95,15 +95,10 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
 def mine_recipe(recipe: Recipe, *, overwrite: bool = False) -> MineResult:
     """Mine what the recipe's criteria need (all tokens, where none needs any)."""
     experiment = Experiment(recipe, overwrite=overwrite)
-    needed: dict[Tokens, None] = {}
-    for spec in recipe.score.criteria:
-        if (tokens := parse_criterion(spec).needs_mining) is not None:
-            needed[tokens] = None
     files = []
-    all_tokens: dict[Tokens, None] = {"all": None}
-    for wanted in needed or all_tokens:
-        experiment.mined(wanted)
-        files.append(experiment.folder.path / "mined" / wanted / "stats.safetensors")
+    for tokens in tokens_to_mine(recipe):
+        experiment.mined(tokens)
+        files.append(experiment.folder.path / "mined" / tokens / "stats.safetensors")
     return MineResult(files, experiment.mining.accuracies, experiment.folder.main)
 
 

@@ -27,7 +27,7 @@ STAGES = [
     {"runs"},
     {"splits", "variants"},
     {"mined"},
-    {"experiment"},
+    {"estimate", "experiment"},
     {"planning", "provenance"},
     {"training"},
     {"recovered"},

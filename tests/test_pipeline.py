@@ -134,6 +134,7 @@ def launch(*arguments: str) -> None:
 
 def test_two_processes_find_what_one_finds(folder: Path) -> None:
     mine = {"num_images": 7, "nodes": 2, "batch_size": 2, "shard_size": 2}  # four shards, of which the last is short
+    mine |= {"targets": "prediction", "check_images": 4}  # both are stages of all processes
     alone = run_recipe(tiny_recipe(folder, mine=mine))
     recipe = folder / "shared.yaml"
     recipe.write_text(tiny_recipe(folder, mine=mine, output=str(folder / "shared")).to_yaml(), encoding="utf-8")

@@ -31,7 +31,9 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_recipes_and_keys_of_the_commands_exist() -> None:
     text = "\n".join(blocks("bash")).replace("\\\n", " ")
-    commands = re.findall(r"pathprune (run|prune|eval|mine|finetune|inspect) (\S+)(.*?)(?:#.*)?$", text, flags=re.MULTILINE)
+    commands = re.findall(
+        r"pathprune (run|prune|eval|mine|finetune|inspect) (\S+)(.*?)(?:#.*)?$", text, flags=re.MULTILINE
+    )
     assert len(commands) >= 5
     for _, recipe, rest in commands:
         overrides = re.findall(r"'([^']*)'|(\S+=\S+)", rest)

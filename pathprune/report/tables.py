@@ -94,6 +94,24 @@ def plan_table(title: str, plan: PrunePlan) -> Table:
     return table
 
 
+def mining_cost_table(seconds: Mapping[str, Mapping[int, float]]) -> Table:
+    """How long mining takes, by workload and number of devices."""
+    table = Table(title="Time to mine on devices like this one", header_style="bold", box=SIMPLE_HEAD)
+    table.add_column("images")
+    for devices in next(iter(seconds.values())):
+        table.add_column(f"{devices} device{'s' if devices > 1 else ''}", justify="right")
+    for workload, by_devices in seconds.items():
+        table.add_row(workload, *map(_duration, by_devices.values()))
+    return table
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:,.1f} s"
+
+
 def _criterion(row: Row) -> str:
     if row["criterion"] is None:
         return "dense"
