@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pathprune.mining import ClassStats, MinedPaths, PathSet, locate_paths
     from pathprune.models.adapt import adapt
     from pathprune.models.checkpoint import load_pruned, save_pruned
+    from pathprune.models.hub import push_to_hub
     from pathprune.models.loading import load_model
     from pathprune.models.seam import AdaptedModel, NeuronSite, UnsupportedModelError
     from pathprune.pipeline import RunResult, run_recipe
@@ -23,6 +24,7 @@ _HOMES = {
     "pathprune.mining": ("ClassStats", "MinedPaths", "PathSet", "locate_paths"),
     "pathprune.models.adapt": ("adapt",),
     "pathprune.models.checkpoint": ("load_pruned", "save_pruned"),
+    "pathprune.models.hub": ("push_to_hub",),
     "pathprune.models.loading": ("load_model",),
     "pathprune.models.seam": ("AdaptedModel", "NeuronSite", "UnsupportedModelError"),
     "pathprune.pipeline": ("RunResult", "run_recipe"),
@@ -56,6 +58,7 @@ __all__ = [
     "locate_paths",
     "make_plan",
     "prune",
+    "push_to_hub",
     "run_recipe",
     "save_pruned",
 ]

@@ -219,6 +219,68 @@ def bench(
     console.print(f"Results: {(output or folder) / 'bench.html'}", soft_wrap=True)
 
 
+@app.command()
+def export(
+    checkpoint: Annotated[
+        str, typer.Argument(help="A checkpoint's folder, or any other model that a recipe can name.")
+    ],
+    output: Annotated[Path | None, typer.Option(help="Folder to write to; by default exported/<checkpoint>.")] = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX.")] = False,
+    torch_export: Annotated[bool, typer.Option("--torch-export", help="Write a torch.export program.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Write float16 files too.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Write ONNX with int8 weights too.")] = False,
+    dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Let the graphs take any batch.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch of the graphs and the timings.")] = 1,
+    data: Annotated[str, typer.Option(help="Source of real images to run the files on.")] = "demo",
+    split: Annotated[str, typer.Option(help="Split of the source.")] = "test",
+    num_images: Annotated[int, typer.Option(min=1, help="How many images to run the files on.")] = 256,
+) -> None:
+    """Export a model; run every file on real images, and compare its answers, size and latency."""
+    from pathprune.export import choose_formats, export_checkpoint
+    from pathprune.report.tables import export_table
+
+    folder = output or Path("exported") / Path(checkpoint).name
+    files = export_checkpoint(
+        checkpoint,
+        folder,
+        formats=choose_formats(onnx=onnx, torch_export=torch_export, half=half, int8=int8),
+        source=data,
+        split=split,
+        num_images=num_images,
+        batch_size=batch_size,
+        dynamic_batch=dynamic_batch,
+    )
+    console.print(export_table(files, num_images=num_images, batch_size=batch_size))
+    console.print(f"Files and export.json: {folder}", soft_wrap=True)
+
+
+@app.command()
+def push(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a checkpoint that pathprune saved.")],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Model repository on the Hugging Face hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to commit to.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the checkpoint; contact nobody.")] = False,
+) -> None:
+    """Upload a checkpoint and its model card to the hub, and check what arrived."""
+    from pathprune.models.hub import push_to_hub
+
+    pushed = push_to_hub(
+        checkpoint,
+        repository,
+        private=True if private else None,
+        revision=revision,
+        create_pr=create_pr,
+        dry_run=dry_run,
+    )
+    for file, size in pushed.sizes.items():
+        console.print(f"{file}: {size:,} bytes")
+    console.print(
+        f"Dry run: nothing was sent to {pushed.repository}" if dry_run else f"Pushed: {pushed.url}", soft_wrap=True
+    )
+
+
 @recipes_app.command("list")
 def list_recipes() -> None:
     """Names of the shipped recipes, with what each is for."""

@@ -22,6 +22,7 @@ STAGES = [
     {"pruning"},
     {"recovery"},
     {"evaluation"},
+    {"export"},
     {"report"},
     {"recipe"},
     {"runs"},

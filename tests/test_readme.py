@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+import pathprune
 from pathprune.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -22,11 +25,25 @@ def test_ci_runs_the_readmes_test_command() -> None:
     assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
 
-def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (example,) = blocks("python")
-    exec(compile(example, "README.md", "exec"), {})
+    example, loader = blocks("python")
+    example_names: dict[str, Any] = {}
+    exec(compile(example, "README.md", "exec"), example_names)
     assert (tmp_path / "pruned" / "model.safetensors").exists()
+
+    assert len(loader.splitlines()) <= 40
+    assert "pathprune" not in "".join(line for line in loader.splitlines() if "import" in line)
+    loader_names: dict[str, Any] = {}
+    exec(compile(loader, "README.md", "exec"), loader_names)
+    adapted, images = example_names["adapted"], example_names["images"]
+    scores = {site.name: torch.arange(site.width) * (1.0 + site.block) for site in adapted.sites}
+    plan = pathprune.make_plan(scores, sites=adapted.sites, ratio=0.5, scope="global")
+    uneven = pathprune.prune(adapted, plan=plan).model
+    assert len({len(kept) for kept in plan.kept.values()}) > 1
+    pathprune.save_pruned(uneven, "uneven")
+    for folder, model in {"pruned": example_names["pruned"], "uneven": uneven}.items():
+        torch.testing.assert_close(loader_names["load"](folder)(images), model(images), rtol=0, atol=1e-5)
 
 
 def test_recipes_and_keys_of_the_commands_exist() -> None:

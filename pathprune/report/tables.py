@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from pathprune.evaluation import Evaluation, compare
+from pathprune.export import ExportedFile
 from pathprune.pruning import Budget, PrunePlan
 from pathprune.pruning.budget import UNITS
 
@@ -81,6 +82,27 @@ def verdicts(rows: Sequence[Row], evaluations: Mapping[str, Evaluation]) -> list
             terms = f"{Budget(row['budget_kind'], row['budget'])}, compensation {_terms(row)}"
             lines.append(f"{terms}: {_criterion(row)} {', '.join(said)}")
     return lines
+
+
+def export_table(files: Sequence[ExportedFile], *, num_images: int, batch_size: int) -> Table:
+    """One line per exported file: what it answers, weighs and takes."""
+    title = f"compared with the model on {num_images:,} images; latency of a batch of {batch_size} on the CPU"
+    table = Table(title=title, header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("file", "same class %", "logits differ by", "size", "dense", "latency", "dense", "faster"):
+        table.add_column(heading, justify="left" if heading == "file" else "right", no_wrap=True)
+    for each in files:
+        dense = each.dense_num_bytes is not None
+        table.add_row(
+            each.file,
+            f"{100 * each.agreement:.1f}",
+            f"{each.max_logit_difference:.1g}",
+            f"{each.num_bytes / 1e6:.2f} MB",
+            f"{(each.dense_num_bytes or 0) / 1e6:.2f} MB" if dense else "",
+            f"{each.latency_ms:.2f} ms",
+            f"{each.dense_latency_ms:.2f} ms" if dense else "",
+            f"{each.speedup:.2f}×" if dense else "",
+        )
+    return table
 
 
 def plan_table(title: str, plan: PrunePlan) -> Table:

@@ -1,0 +1,7 @@
+"""Models as files for other runtimes, run again on real images before anyone relies on them."""
+
+from pathprune.export.checkpoint import export_checkpoint
+from pathprune.export.exporter import ExportedFile, export_model
+from pathprune.export.formats import ExportError, Format, choose_formats
+
+__all__ = ["ExportError", "ExportedFile", "Format", "choose_formats", "export_checkpoint", "export_model"]
