@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import LocalTokenNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
-from pathprune.models.pruned_config import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, read_pruned_config
+from pathprune.models.pruned_config import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, is_pruned_folder, read_pruned_config
 from pathprune.models.weights import CheckpointError
 
 _PREFIX = "hf-hub:"
@@ -45,6 +45,16 @@ def local_folder(name: str | Path) -> Path:
         return Path(
             snapshot_download(repository, revision=revision or None, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE])
         )
+
+
+def pruned_on_hub(name: str) -> Path | None:
+    """The folder that the pruned checkpoint `hf-hub:owner/name` was fetched to; None where no such one is there."""
+    repository, _, revision = name.removeprefix(_PREFIX).partition("@")
+    try:
+        config = hf_hub_download(repository, CONFIG_FILE, revision=revision or None)
+    except Exception:  # whatever keeps it from being read will be said by who reads the model
+        return None
+    return local_folder(name) if is_pruned_folder(Path(config).parent) else None
 
 
 def push_to_hub(

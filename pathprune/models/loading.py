@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pathprune.models.architecture import Architecture, class_names_of, data_config_of, unknown_model
 from pathprune.models.checkpoint import load_pruned
+from pathprune.models.hub import pruned_on_hub
 from pathprune.models.pruned_config import CONFIG_FILE, is_pruned_folder
 from pathprune.models.weights import CheckpointError, fill_weights, read_weights
 
@@ -108,7 +109,7 @@ def _folder(name: str) -> Path | None:
             )
         return DEMO_FOLDER
     if name.startswith("hf-hub:"):
-        return None
+        return pruned_on_hub(name)
     path = Path(name.removeprefix("local-dir:")).expanduser()
     is_path = name.startswith(("local-dir:", ".", "~")) or "/" in name or "\\" in name
     if is_path or (path.is_dir() and not is_model(name)):

@@ -21,6 +21,7 @@ from huggingface_hub import constants
 from pathprune.cli import main
 from pathprune.models.checkpoint import load_pruned, save_pruned
 from pathprune.models.hub import HubError, push_to_hub
+from pathprune.models.loading import load_model
 from pathprune.models.weights import CheckpointError
 
 # the hub's client hands bytes to its HTTP library in a way that this one is about to drop
@@ -72,7 +73,7 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self.reply({"error": "Invalid credentials"}, 401)
             elif path == "/api/repos/create":
                 asked = json.loads(body)
-                hub.private = asked.get("private") or asked.get("visibility") == "private"  # as the client's version says it
+                hub.private = asked.get("private") or asked.get("visibility") == "private"  # older and newer clients
                 self.reply({"url": f"{hub.url}/{REPOSITORY}"})
             elif path == "/api/validate-yaml":
                 self.reply({"errors": [], "warnings": []})
@@ -182,6 +183,7 @@ def test_what_was_pushed_loads_by_its_name(hub: Hub, checkpoint: Path) -> None:
         again = load_pruned(name)
         with torch.inference_mode():
             assert torch.equal(again(images), load_pruned(checkpoint)(images))
+    assert load_model(f"hf-hub:{REPOSITORY}").architecture == load_model(str(checkpoint)).architecture
 
 
 def test_a_file_that_does_not_arrive_is_an_error(hub: Hub, checkpoint: Path) -> None:
