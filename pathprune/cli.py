@@ -67,11 +67,12 @@ def run(recipe: RecipeArgument, overrides: OverridesArgument = None, overwrite: 
     """Mine, score, prune and evaluate; print the comparison. What is done already is not done again."""
     from pathprune.pipeline import run_recipe
     from pathprune.recipe import load_recipe
-    from pathprune.report.tables import comparison_table, verdicts
+    from pathprune.report.tables import comparison_table, verdicts, work_table
 
     result = run_recipe(load_recipe(recipe, overrides or ()), overwrite=overwrite)
     if result.is_main_process:
         console.print(comparison_table(result.metrics))
+        console.print(work_table(result.metrics))
         console.print("Top-1 in points, with the 95 % interval of the paired difference:")
         for line in verdicts(result.metrics, result.evaluations):
             console.print(f"  {line}", soft_wrap=True)

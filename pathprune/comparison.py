@@ -25,9 +25,9 @@ from pathprune.models.pruned_config import WEIGHTS_FILE
 from pathprune.planning import Planned
 from pathprune.pruning import PrunePlan, prune
 from pathprune.runs import key_of
-from pathprune.variants import Variant
+from pathprune.variants import Variant, label
 
-ROW_FORMAT = 2  # raised when rows say something else, so that those of older versions are made again
+ROW_FORMAT = 3  # raised when rows say something else, so that those of older versions are made again
 
 
 def dense_row(experiment: Experiment, evaluation: Evaluation) -> dict[str, Any]:
@@ -43,6 +43,7 @@ def dense_row(experiment: Experiment, evaluation: Evaluation) -> dict[str, Any]:
         "budget_spread": None,
         "neurons_removed": 0.0,
         **_measured(experiment, experiment.model, evaluation, evaluation),
+        "forward_passes": None,
         "kept_widths": [site.width for site in experiment.adapted.sites],
         "recovery": None,
         "checkpoint": None,
@@ -73,6 +74,7 @@ def pruned_row(
         "budget_spread": planned.spread and list(planned.spread),
         "neurons_removed": planned.plan.neurons_removed,
         **_measured(experiment, model, evaluation, dense),
+        "forward_passes": _work(experiment, variant, planned),
         "kept_widths": [len(kept) for kept in planned.plan.kept.values()],
         "checkpoint": checkpoint and str(checkpoint.relative_to(experiment.folder.path)),
         "checkpoint_bytes": checkpoint and size_on_disk(checkpoint / WEIGHTS_FILE),
@@ -96,7 +98,31 @@ def recovered_row(
     assert config is not None, "it was recovered"
     row = pruned_row(experiment, variant, planned, model, evaluation, dense=dense, checkpoint=checkpoint)
     recovery = {"rounds": config.rounds, "epochs": config.epochs, "history": history}
-    return {**row, "variant_id": f"{variant.id}--recovered", "recovery": recovery}
+    # what training took is in its history
+    return {**row, "variant_id": f"{variant.id}--recovered", "recovery": recovery, "forward_passes": None}
+
+
+def _work(experiment: Experiment, variant: Variant, planned: Planned) -> dict[str, float | None]:
+    """What each step took, in forward passes of one image by the dense model; None where it was not counted.
+
+    Steps that variants share are in each of them.
+    """
+    criterion, compensation = variant.criterion, variant.compensation
+    uses_statistics = criterion.needs_statistics or compensation.needs_statistics
+    macs = {
+        "mining": experiment.mining.work(criterion.needs_mining) if criterion.needs_mining else 0.0,
+        "statistics": experiment.work("statistics", key=experiment.statistics_key()) if uses_statistics else 0.0,
+        "scoring": experiment.work(f"scores/{label(criterion)}", key=experiment.score_key(criterion)),
+        "damage": planned.work,
+        "fitting": experiment.work(f"pruned/{variant.id}", key=experiment.variant_key(variant, planned.plan)),
+    }
+    forward = count_macs(experiment.model, _size(experiment))
+    return {step: None if work is None else work / forward for step, work in macs.items()}
+
+
+def _size(experiment: Experiment) -> tuple[int, int]:
+    _, height, width = experiment.data_config["input_size"]
+    return height, width
 
 
 def _weights_on_disk(source: Path) -> int | None:
@@ -121,7 +147,7 @@ def _measured(experiment: Experiment, model: nn.Module, evaluation: Evaluation, 
         "per_class": summary["per_class"],
         "agreement": summary.get("agreement"),
         "num_params": count_params(model),
-        "macs": count_macs(model, tuple(experiment.data_config["input_size"][1:])),
+        "macs": count_macs(model, _size(experiment)),
         "latency_ms": None,
         "latency_batch_size": None,
     }

@@ -8,8 +8,8 @@ by all.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from datetime import timedelta
 from functools import cached_property
@@ -24,7 +24,7 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_s
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pathprune.evaluation import Evaluation, evaluate_model
+from pathprune.evaluation import Evaluation, MacCounter, evaluate_model
 from pathprune.mined import Mining
 from pathprune.mining import ClassStats, ZeroShot, ZeroShotClassifier, objective_for
 from pathprune.models.adapt import adapt
@@ -36,7 +36,7 @@ from pathprune.progress import image_progress
 from pathprune.pruning import PrunePlan, prune
 from pathprune.pruning.compensation import parse_compensation
 from pathprune.recipe import Recipe
-from pathprune.runs import RunFolder, key_of
+from pathprune.runs import RunFolder, key_of, read_json
 from pathprune.scoring import ActivationStatistics, Criterion, Scores, ScoringContext, collect_statistics, score
 from pathprune.scoring.criteria import Tokens, parse_criterion
 from pathprune.splits import Splits
@@ -147,28 +147,37 @@ class Experiment:
     def statistics(self) -> ActivationStatistics:
         """Activation statistics of the dense model on the calibration images; with covariances if a step needs any."""
         if self._statistics is None:
-            config = self.recipe.score
-            compensations = [parse_compensation(spec) for spec in self.recipe.compensation]
-            # damage is measured with least squares in place of a compensation that fits block after block
-            stands_in = self.recipe.prune.normalize == "damage" and any(each.needs_batches for each in compensations)
-            covariance = (
-                any(parse_criterion(spec).needs_covariance for spec in config.criteria)
-                or any(each.needs_covariance for each in compensations)
-                or stands_in
-            )
+            key = self.statistics_key()
 
             def collect() -> ActivationStatistics:
-                return collect_statistics(self.adapted, self.splits.calibration("calibrating"), covariance=covariance)
+                batches = self.splits.calibration("calibrating")
+                with self.counted("statistics", key=key):
+                    return collect_statistics(self.adapted, batches, covariance=self._needs_covariance)
 
             with self.main_first():
                 self._statistics = self.folder.artifact(
                     "statistics.safetensors",
-                    key=key_of(model=self.model_key, images=self.splits.key("calibrate"), covariance=covariance),
+                    key=key,
                     make=collect,
                     save=lambda statistics, file: statistics.save(file),
                     load=ActivationStatistics.load,
                 )
         return self._statistics
+
+    def statistics_key(self) -> str:
+        """Key of the activation statistics."""
+        return key_of(model=self.model_key, images=self.splits.key("calibrate"), covariance=self._needs_covariance)
+
+    @property
+    def _needs_covariance(self) -> bool:
+        """Whether a step of the recipe needs covariances."""
+        compensations = [parse_compensation(spec) for spec in self.recipe.compensation]
+        return (
+            any(parse_criterion(spec).needs_covariance for spec in self.recipe.score.criteria)
+            or any(each.needs_covariance for each in compensations)
+            # damage is measured with least squares in place of a compensation that fits block after block
+            or (self.recipe.prune.normalize == "damage" and any(each.needs_batches for each in compensations))
+        )
 
     def score_key(self, criterion: Criterion) -> str:
         """Key of the scores that a criterion gives; raises `ValueError` where it cannot give any."""
@@ -190,17 +199,16 @@ class Experiment:
         tokens, key = criterion.needs_mining, self.score_key(criterion)
 
         def compute() -> Scores:
-            return score(
-                ScoringContext(
-                    adapted=self.adapted,
-                    batches=self.splits.calibration(f"scoring by {criterion.name}"),
-                    mined={tokens: self.mined(tokens)} if tokens else {},
-                    statistics=self.statistics() if criterion.needs_statistics else None,
-                    seed=self.recipe.seed,
-                    classes=None if self.recipe.model.slice_head else self.splits.classes or None,
-                ),
-                criterion=criterion,
+            context = ScoringContext(
+                adapted=self.adapted,
+                batches=self.splits.calibration(f"scoring by {criterion.name}"),
+                mined={tokens: self.mined(tokens)} if tokens else {},
+                statistics=self.statistics() if criterion.needs_statistics else None,
+                seed=self.recipe.seed,
+                classes=None if self.recipe.model.slice_head else self.splits.classes or None,
             )
+            with self.counted(f"scores/{label(criterion)}", key=key):
+                return score(context, criterion=criterion)
 
         if tokens:  # a stage of its own, ahead of the main process's turn in this one
             self.mined(tokens)
@@ -221,6 +229,18 @@ class Experiment:
             statistics=self.statistics() if compensation.needs_statistics else None,
             batches=self.splits.calibration(f"fitting {variant.id}") if compensation.needs_batches else None,
         )
+
+    @contextmanager
+    def counted(self, name: str, *, key: str) -> Iterator[None]:
+        """Record the multiply-accumulates of what this process runs while open, by an artifact's name and key."""
+        with MacCounter() as counter:
+            yield
+        self.folder.json_artifact(f"work/{name}.json", key=key, make=lambda: counter.macs)
+
+    def work(self, name: str, *, key: str) -> float | None:
+        """What was recorded so; None where the artifact is there without it."""
+        found = self.folder.current(f"work/{name}.json", key=key, load=read_json)
+        return float(found[0]) if found else None
 
     def evaluation(
         self,

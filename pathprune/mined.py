@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pathprune.class_names import class_indices
 from pathprune.data import SKIPPED, LabelledImages, make_loader
+from pathprune.evaluation import MacCounter
 from pathprune.mining import (
     ClassStats,
     CleanCosine,
@@ -232,6 +233,21 @@ class Mining:
                 log.warning("paths (%s tokens) miss their goal: %s; %s", tokens, accuracy, self._remedy())
             self._accuracies[tokens] = accuracy
         return self._accuracies[tokens]
+
+    def work(self, tokens: Tokens) -> float:
+        """The multiply-accumulates that mining all images took, as counted on one of them."""
+        images = self._splits.images("mine")
+
+        def count() -> float:
+            image, label = images[0]
+            with MacCounter() as counter:
+                batch = image[None].to(model_device(self._adapted.model))
+                self._locate(batch, torch.tensor([label]), tokens, nodes=self._nodes(tokens))
+            return counter.macs
+
+        with self._main_first():
+            of_one: float = self._folder.json_artifact(f"work/mining-{tokens}.json", key=self.key(tokens), make=count)
+        return of_one * len(images)
 
     def _remedy(self) -> str:
         config = self._config

@@ -82,7 +82,7 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
             row, evaluations[row["variant_id"]] = _compared_recovered(experiment, variant, planned, dense)
             rows.append(row)
             folder.write_metrics(rows)
-    folder.forget_unused("evaluations/", "plans/", "pruned/", "recovered/", "rows/", "budgets/", "damage/")
+    folder.forget_unused("evaluations/", "plans/", "pruned/", "recovered/", "rows/", "budgets/", "damage/", "work/")
     if folder.main:
         if recipe.evaluate.latency:  # by one process alone: others would disturb it
             add_latency(experiment, rows, plans)
@@ -163,14 +163,21 @@ def _compared(
     experiment: Experiment, variant: Variant, planned: Planned, dense: Evaluation
 ) -> tuple[dict[str, Any], Evaluation]:
     """Row and evaluation of a variant; its model is made only if either, or its checkpoint, is not there yet."""
-    plan = planned.plan
-    model = cache(lambda: experiment.pruned(variant, plan).model)
+    plan, key = planned.plan, experiment.variant_key(variant, planned.plan)
+
+    @cache
+    def model() -> nn.Module:
+        if variant.compensation.needs_statistics:
+            experiment.statistics()  # work of its own
+        with experiment.counted(f"pruned/{variant.id}", key=key):
+            return experiment.pruned(variant, plan).model
+
     saved = _is_saved(experiment.recipe, variant)
     return _row(
         experiment,
         variant.id,
         model,
-        key=experiment.variant_key(variant, plan),
+        key=key,
         dense=dense,
         save=partial(_save, experiment, variant, plan, model) if saved else None,
         describe=partial(pruned_row, experiment, variant, planned),

@@ -36,6 +36,7 @@ class Planned:
     plan: PrunePlan
     reached: float  # share removed, or points lost on the validation images
     spread: tuple[float, float] | None = None  # quartiles, where the share was timed
+    work: float | None = 0.0  # multiply-accumulates of measuring damage, where they were counted
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,14 @@ class Planner:
 
     def plan(self, variant: Variant) -> Planned:
         """Which neurons a variant keeps. Raises BudgetError, with the nearest plan, where none meets its budget."""
-        plans = self._plans(variant)
-        if variant.budget.kind == "latency":
-            return self._by_latency(variant, plans)
-        if variant.budget.kind == "max-drop":
-            return self._by_accuracy(variant, plans)
+        config = self.experiment.recipe.prune
+        damage, work = self._damage(variant) if config.normalize == "damage" else (None, 0.0)
+        plans = self._ladder(variant, scope=config.scope, normalize=config.normalize, cost=self._cost, damage=damage)
+        by = {"latency": self._by_latency, "max-drop": self._by_accuracy}.get(variant.budget.kind, self._by_sum)
+        return replace(by(variant, plans), work=work)
+
+    def _by_sum(self, variant: Variant, plans: PlanLadder) -> Planned:
+        """Neurons, parameters and multiply-accumulates add up over blocks."""
         removed = plans.removed(self._cost)
         is_open = plans.competing or self._cost is not None
         rung = nearest_rung(removed, ratio=variant.budget.amount, of=self._of) if is_open else 0
@@ -70,11 +74,6 @@ class Planner:
             return None
         size = self.experiment.data_config["input_size"][1:]
         return neuron_cost(self.experiment.adapted, "params" if kind == "params" else "macs", tuple(size))
-
-    def _plans(self, variant: Variant) -> PlanLadder:
-        config = self.experiment.recipe.prune
-        damage = self._damage(variant) if config.normalize == "damage" else None
-        return self._ladder(variant, scope=config.scope, normalize=config.normalize, cost=self._cost, damage=damage)
 
     def _ladder(self, variant: Variant, **settings: Any) -> PlanLadder:
         config = self.experiment.recipe.prune
@@ -138,8 +137,8 @@ class Planner:
             )
         return Planned(plans.plan(rung), lost)
 
-    def _damage(self, variant: Variant) -> dict[str, Curve]:
-        """Damage by width of each block narrowed alone, compensated as the variant is.
+    def _damage(self, variant: Variant) -> tuple[dict[str, Curve], float | None]:
+        """Damage by width of each block narrowed alone, compensated as the variant is; and the work of measuring it.
 
         A compensation that fits block after block cannot be had for one block alone: least squares stand in for it.
         """
@@ -153,6 +152,10 @@ class Planner:
             experiment.statistics()
 
         def measure() -> dict[str, Curve]:
+            with experiment.counted(artifact, key=key):
+                return measured()
+
+        def measured() -> dict[str, Curve]:
             curves: dict[str, list[tuple[int, float]]] = {name: [(plans.widths[name], 0.0)] for name in plans.competing}
             for rung in rungs:
                 narrowed = experiment.pruned(variant, plans.plan(rung))
@@ -165,15 +168,13 @@ class Planner:
                         curves[name].append((widths[name], found[name]))
             return dict(curves)
 
+        artifact = f"damage/{label(variant.criterion)}--{label(variant.compensation)}"
+        key = key_of(
+            models=[experiment.variant_key(variant, plans.plan(rung)) for rung in rungs],
+            model=experiment.model_key,
+            calibration=experiment.splits.key("calibrate"),
+            num_images=_DAMAGE_IMAGES,
+        )
         with experiment.main_first():
-            curves: dict[str, Curve] = experiment.folder.json_artifact(
-                f"damage/{label(variant.criterion)}--{label(variant.compensation)}.json",
-                key=key_of(
-                    models=[experiment.variant_key(variant, plans.plan(rung)) for rung in rungs],
-                    model=experiment.model_key,
-                    calibration=experiment.splits.key("calibrate"),
-                    num_images=_DAMAGE_IMAGES,
-                ),
-                make=measure,
-            )
-        return curves
+            curves: dict[str, Curve] = experiment.folder.json_artifact(f"{artifact}.json", key=key, make=measure)
+        return curves, experiment.work(artifact, key=key)

@@ -11,6 +11,7 @@ statistics.safetensors          activation statistics of the calibration images
 scores/<criterion>.safetensors
 damage/<criterion>--<compensation>.json     what narrowing each block alone does to the answers
 budgets/latency-<ratio>-<key>.json          the rung whose measured latency meets the ratio
+work/                           multiply-accumulates that mining, statistics, scores, damage and fits took
 plans/<variant>.json
 evaluations/<variant>.safetensors   outcome of every evaluation image; in validation/, of a max_drop's
 rows/<variant>.json             the variant's row of metrics.jsonl, latency left out

@@ -548,3 +548,24 @@ def test_trackers_of_a_recipe_are_written_and_unknown_ones_refused(folder: Path)
     assert list((result.folder / "logs" / "tiny-finetune").glob("events*"))
     with pytest.raises(ValueError, match=r"tracker 'tensorbord' is not installed; installed are: .*tensorboard"):
         finetune_recipe(tiny_recipe(folder, train=training(1), trackers="tensorbord"))
+
+
+def test_the_work_of_every_step_is_counted_once_and_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_recipe(
+        folder,
+        score={"criteria": ["path", "taylor"], "num_images": 12},
+        compensation=["none", "least-squares", "sequential"],
+        prune={"ratio": 0.5},
+    )
+    result = run_recipe(recipe)
+    work = {(row["criterion"], row["compensation"]): row["forward_passes"] for row in result.metrics[1:]}
+    assert result.metrics[0]["forward_passes"] is None
+    for (criterion, compensation), steps in work.items():
+        assert (steps["mining"] > 6) == (criterion == "path")  # six images
+        assert (steps["scoring"] > 12) == (criterion == "taylor")  # forward and backward
+        assert (steps["statistics"] > 12) == (compensation == "least-squares")
+        assert (steps["fitting"] > 12) == (compensation == "sequential")
+        assert steps["damage"] == 0
+    assert work["taylor", "none"]["scoring"] < 3 * 12 + 1
+    monkeypatch.setattr(experiment, "MacCounter", refuse)
+    assert run_recipe(recipe).metrics == result.metrics

@@ -4,11 +4,13 @@ from pathprune.evaluation.cost import count_macs, count_params, mlp_mac_share, n
 from pathprune.evaluation.evaluator import Evaluation, check_same_images, evaluate_model
 from pathprune.evaluation.intervals import Interval, PairedComparison, Retention, compare, retention, top1_ci
 from pathprune.evaluation.latency import LatencyResult, Speedup, measure_latency, speedup
+from pathprune.evaluation.work import MacCounter
 
 __all__ = [
     "Evaluation",
     "Interval",
     "LatencyResult",
+    "MacCounter",
     "PairedComparison",
     "Retention",
     "Speedup",

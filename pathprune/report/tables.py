@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -103,6 +104,34 @@ def export_table(files: Sequence[ExportedFile], *, num_images: int, batch_size: 
             f"{each.speedup:.2f}×" if dense else "",
         )
     return table
+
+
+def work_table(rows: Sequence[Row]) -> Table:
+    """What pruning took, a line for every criterion and compensation, at the budget that took most."""
+    table = Table(
+        title="What pruning took, in forward passes of one image by the dense model",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    steps = ("mining", "statistics", "scoring", "damage", "fitting")
+    for heading in ("criterion", "compensation"):
+        table.add_column(heading, no_wrap=True)
+    for heading in (*steps, "in all"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    most: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        if row["forward_passes"]:
+            work = [math.nan if row["forward_passes"][step] is None else row["forward_passes"][step] for step in steps]
+            name = _criterion(row), row["compensation"]
+            most[name] = max(most.get(name, work), work, key=sum)
+    for (criterion, compensation), work in most.items():
+        table.add_row(criterion, compensation, *(_passes(number) for number in [*work, sum(work)]))
+    return table
+
+
+def _passes(number: float) -> str:
+    return "not counted" if math.isnan(number) else f"{number:,.0f}" if number else ""
 
 
 def plan_table(title: str, plan: PrunePlan) -> Table:

@@ -1,0 +1,42 @@
+"""How much computing something took, whatever it was: multiply-accumulates, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+_aten = torch.ops.aten
+
+# leading terms of the usual algorithms' counts (Golub & Van Loan, Matrix Computations), which torch does not count
+_FACTORISATIONS: Mapping[Any, Callable[..., float]] = {
+    _aten.linalg_cholesky_ex: lambda matrix, *_: len(matrix) ** 3 / 6,
+    _aten.linalg_inv_ex: lambda matrix, *_: len(matrix) ** 3,
+    _aten._linalg_eigh: lambda matrix, *_: 4.5 * len(matrix) ** 3,
+    _aten.cholesky_solve: lambda right, *_: len(right) * right.numel(),
+    _aten.addr_: lambda matrix, *_: matrix.numel(),
+}
+
+
+class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own has no types
+    """Counts, while open, the multiply-accumulates of matrix products, attention and factorisations in this process."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.macs = 0.0
+
+    def __enter__(self) -> Self:
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        operation = func._overloadpacket
+        if operation in flop_registry:  # a multiplication and an addition are two operations there
+            self.macs += flop_registry[operation](*args, **(kwargs or {}), out_val=result) / 2
+        elif operation in _FACTORISATIONS:
+            self.macs += _FACTORISATIONS[operation](*args)
+        return result
