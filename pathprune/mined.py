@@ -196,6 +196,7 @@ class Mining:
                         name, key=key, make=lambda: shards.sum(num_shards), save=save, load=load
                     )
                 found = (stats,)
+                self.work(tokens)
                 if self._folder.main:
                     shards.remove()
             (self._stats[tokens],) = found
