@@ -243,7 +243,7 @@ class Mining:
             image, label = images[0]
             with MacCounter() as counter:
                 batch = image[None].to(model_device(self._adapted.model))
-                self._locate(batch, torch.tensor([label]), tokens, nodes=self._nodes(tokens))
+                self.locate(batch, torch.tensor([label]), tokens, nodes=self.nodes(tokens))
             return counter.macs
 
         with self._main_first():
