@@ -131,7 +131,7 @@ def work_table(rows: Sequence[Row]) -> Table:
 
 
 def _passes(number: float) -> str:
-    return "not counted" if math.isnan(number) else f"{number:,.0f}" if number else ""
+    return "not counted" if math.isnan(number) else f"{number:,.0f}" if number >= 0.5 else ""
 
 
 def plan_table(title: str, plan: PrunePlan) -> Table:
