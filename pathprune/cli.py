@@ -74,11 +74,34 @@ def run(recipe: RecipeArgument, overrides: OverridesArgument = None, overwrite: 
         console.print(comparison_table(result.metrics))
         console.print(work_table(result.metrics))
         console.print("Top-1 in points, with the 95 % interval of the paired difference:")
-        for line in verdicts(result.metrics, result.evaluations):
+        assert result.results is not None
+        for line in verdicts(result.results):
             console.print(f"  {line}", soft_wrap=True)
         for tokens, accuracy in result.accuracies.items():
             console.print(f"Paths ({tokens} tokens): {accuracy}", soft_wrap=True)
-        console.print(f"Results: {result.folder}", soft_wrap=True)
+        _say_results(result.folder)
+
+
+@app.command()
+def compare(recipe: RecipeArgument, overrides: OverridesArgument = None, overwrite: OverwriteOption = False) -> None:
+    """Compare criteria, compensations and budgets, everything else equal; no checkpoints, no latency.
+
+    Shares its folder, and all that is computed, with `pathprune run` of the same recipe.
+    """
+    from pathprune.pipeline import compare_recipe
+    from pathprune.recipe import load_recipe
+    from pathprune.report.tables import retention_tables, work_table
+    from pathprune.report.verdict import headline
+
+    result = compare_recipe(load_recipe(recipe, overrides or ()), overwrite=overwrite)
+    if result.is_main_process:
+        assert result.results is not None
+        for table in retention_tables(result.results):
+            console.print(table)
+        console.print(work_table(result.metrics))
+        for sentence in headline(result.results):
+            console.print(escape(sentence.replace("`", "")), soft_wrap=True)
+        _say_results(result.folder)
 
 
 @app.command()
@@ -329,6 +352,11 @@ def copy_recipe(
         raise RecipeError(f"{target} exists; choose another file")
     shutil.copyfile(shipped_recipes()[name], target)
     console.print(str(target), soft_wrap=True)
+
+
+def _say_results(folder: Path) -> None:
+    page = folder / "report.html"
+    console.print(f"Report: {page}" if page.exists() else f"Results: {folder}", soft_wrap=True)
 
 
 def _say(path: Path) -> None:

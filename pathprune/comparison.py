@@ -59,9 +59,8 @@ def pruned_row(
     evaluation: Evaluation,
     *,
     dense: Evaluation,
-    checkpoint: Path | None,
 ) -> dict[str, Any]:
-    """The row of a pruned variant; `checkpoint` is where its model was saved, if it was."""
+    """The row of a pruned variant, which is nowhere saved yet."""
     return {
         "variant_id": variant.id,
         "criterion": variant.criterion.name,
@@ -76,8 +75,8 @@ def pruned_row(
         **_measured(experiment, model, evaluation, dense),
         "forward_passes": _work(experiment, variant, planned),
         "kept_widths": [len(kept) for kept in planned.plan.kept.values()],
-        "checkpoint": checkpoint and str(checkpoint.relative_to(experiment.folder.path)),
-        "checkpoint_bytes": checkpoint and size_on_disk(checkpoint / WEIGHTS_FILE),
+        "checkpoint": None,
+        "checkpoint_bytes": None,
         "recovery": None,
     }
 
@@ -91,12 +90,11 @@ def recovered_row(
     evaluation: Evaluation,
     *,
     dense: Evaluation,
-    checkpoint: Path,
 ) -> dict[str, Any]:
     """The row of a variant that was trained after pruning; `recovery` says for how long, and how its loss went."""
     config = experiment.recipe.recover
     assert config is not None, "it was recovered"
-    row = pruned_row(experiment, variant, planned, model, evaluation, dense=dense, checkpoint=checkpoint)
+    row = pruned_row(experiment, variant, planned, model, evaluation, dense=dense)
     recovery = {"rounds": config.rounds, "epochs": config.epochs, "history": history}
     # what training took is in its history
     return {**row, "variant_id": f"{variant.id}--recovered", "recovery": recovery, "forward_passes": None}
@@ -123,6 +121,12 @@ def _work(experiment: Experiment, variant: Variant, planned: Planned) -> dict[st
 def _size(experiment: Experiment) -> tuple[int, int]:
     _, height, width = experiment.data_config["input_size"]
     return height, width
+
+
+def saved_at(experiment: Experiment, checkpoint: Path) -> dict[str, Any]:
+    """What a row says of its variant's checkpoint."""
+    place = str(checkpoint.relative_to(experiment.folder.path))
+    return {"checkpoint": place, "checkpoint_bytes": size_on_disk(checkpoint / WEIGHTS_FILE)}
 
 
 def _weights_on_disk(source: Path) -> int | None:

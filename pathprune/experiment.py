@@ -232,8 +232,8 @@ class Experiment:
 
     @contextmanager
     def counted(self, name: str, *, key: str) -> Iterator[None]:
-        """Record the multiply-accumulates of what this process runs while open, by an artifact's name and key."""
-        with MacCounter() as counter:
+        """Record seconds and multiply-accumulates of what this process runs while open, by artifact and key."""
+        with self.folder.timed(name, key=key), MacCounter() as counter:
             yield
         self.folder.json_artifact(f"work/{name}.json", key=key, make=lambda: counter.macs)
 

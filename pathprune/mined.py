@@ -183,7 +183,8 @@ class Mining:
                 if self._folder.main:
                     shards.prepare()
                 self._accelerator.wait_for_everyone()
-                num_shards = self._mine(tokens, shards)
+                with self._folder.timed(name, key=key):
+                    num_shards = self._mine(tokens, shards)
                 self._accelerator.wait_for_everyone()
 
                 def save(stats: ClassStats, folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib.metadata import version
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pathprune.comparison import ROW_FORMAT, add_latency, dense_row, pruned_row, recovered_row
+from pathprune.comparison import ROW_FORMAT, add_latency, dense_row, pruned_row, recovered_row, saved_at
 from pathprune.evaluation import Evaluation
 from pathprune.experiment import Experiment
 from pathprune.mined import tokens_to_mine
@@ -23,13 +23,14 @@ from pathprune.models.pruned_config import VERSION
 from pathprune.planning import Planned, Planner
 from pathprune.provenance import made_by, measured, origin, published_recipe
 from pathprune.pruning import PrunePlan
-from pathprune.recipe import Recipe
+from pathprune.recipe import Recipe, RecipeError
 from pathprune.recovered import is_recovered, recover
-from pathprune.report.figures import retention_figure
+from pathprune.report.entries import Results
+from pathprune.reporting import report
 from pathprune.runs import key_of, read_json
 from pathprune.scoring.criteria import Tokens
 from pathprune.training import check_splits, forget_state, train_model, training_key
-from pathprune.variants import Variant, label, variants
+from pathprune.variants import Variant, label, of_seed, variants
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class RunResult:
     evaluations: Mapping[str, Evaluation]
     is_main_process: bool = True
     accuracies: Mapping[Tokens, PathAccuracy] = field(default_factory=dict)  # of mining, by the tokens clamped
+    results: Results | None = None  # what the page of a run or a comparison is made of
 
 
 @dataclass(frozen=True)
@@ -59,37 +61,77 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
     `UnsupportedModelError` or another `ValueError` for input that cannot be used.
     """
     experiment = Experiment(recipe, overwrite=overwrite)
-    folder = experiment.folder
-    experiment.splits.check_disjoint("mine", "calibrate")
-    if recipe.prune.max_drop is not None:
-        experiment.splits.check_disjoint("mine", "calibrate", "validation")
     if recipe.recover:
         check_splits(experiment)
-    folder.write_json("environment.json", _environment(experiment))
-    dense = experiment.evaluation("dense", lambda: experiment.model)
-    evaluations = {"dense": dense}
-    rows = [dense_row(experiment, dense)]
-    plans: dict[str, PrunePlan] = {}
-    planner = Planner(experiment)
-    for variant in variants(recipe):
-        planned = planner.plan(variant)
-        plan = plans[variant.id] = planned.plan
-        folder.json_artifact(f"plans/{variant.id}.json", key=key_of(plan=plan.to_dict()), make=plan.to_dict)
-        row, evaluations[variant.id] = _compared(experiment, variant, planned, dense)
-        rows.append(row)
-        folder.write_metrics(rows)
-        if is_recovered(recipe, variant):
-            row, evaluations[row["variant_id"]] = _compared_recovered(experiment, variant, planned, dense)
-            rows.append(row)
-            folder.write_metrics(rows)
+    found = _run(experiment, is_full=True)
+    folder = experiment.folder
     folder.forget_unused("evaluations/", "plans/", "pruned/", "recovered/", "rows/", "budgets/", "damage/", "work/")
     if folder.main:
         if recipe.evaluate.latency:  # by one process alone: others would disturb it
-            add_latency(experiment, rows, plans)
-            folder.write_metrics(rows)
-        retention_figure(rows, folder.path / "retention")
-        _describe_checkpoints(experiment, rows)
-    return RunResult(folder.path, rows, evaluations, folder.main, experiment.mining.accuracies)
+            add_latency(experiment, found.rows, found.plans)
+            folder.write_metrics(found.rows)
+        _describe_checkpoints(experiment, found.rows)
+    return _reported(experiment, [found])
+
+
+def compare_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
+    """Compare every criterion, compensation and budget of a recipe, for each of its `compare.seeds`.
+
+    A run without checkpoints, recovery and latency: the same folder, of which nothing is computed again. Further seeds,
+    each with mining and calibration images of its own, are under `seeds/`. Raises as `run_recipe` does.
+    """
+    experiment = Experiment(recipe, overwrite=overwrite)
+    found = [_run(experiment, is_full=False)]
+    for seed in recipe.compare.seeds:
+        if seed != recipe.seed:
+            other = Experiment(of_seed(recipe, seed), overwrite=overwrite)
+            if other.model_key != experiment.model_key:
+                raise RecipeError("the model has no weights and is another one for every seed; give model.checkpoint")
+            found.append(_run(other, is_full=False, dense=found[0].evaluations["dense"]))
+    return _reported(experiment, found)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What one seed of a comparison comes to."""
+
+    rows: list[dict[str, Any]]
+    evaluations: dict[str, Evaluation]
+    plans: dict[str, PrunePlan]
+
+
+def _run(experiment: Experiment, *, is_full: bool, dense: Evaluation | None = None) -> _Found:
+    """Prune and evaluate every variant; in full, save and recover those that the recipe says. `dense` may be known."""
+    recipe, folder = experiment.recipe, experiment.folder
+    experiment.splits.check_disjoint("mine", "calibrate")
+    if recipe.prune.max_drop is not None:
+        experiment.splits.check_disjoint("mine", "calibrate", "validation")
+    folder.write_json("environment.json", _environment(experiment))
+    dense = dense or experiment.evaluation("dense", lambda: experiment.model)
+    found = _Found([dense_row(experiment, dense)], {"dense": dense}, {})
+    planner = Planner(experiment)
+    for variant in variants(recipe):
+        planned = planner.plan(variant)
+        plan = found.plans[variant.id] = planned.plan
+        folder.json_artifact(f"plans/{variant.id}.json", key=key_of(plan=plan.to_dict()), make=plan.to_dict)
+        is_saved = is_full and _is_saved(recipe, variant)
+        row, found.evaluations[variant.id] = _compared(experiment, variant, planned, dense, is_saved=is_saved)
+        found.rows.append(row)
+        folder.write_metrics(found.rows)
+        if is_full and is_recovered(recipe, variant):
+            row, found.evaluations[row["variant_id"]] = _compared_recovered(experiment, variant, planned, dense)
+            found.rows.append(row)
+            folder.write_metrics(found.rows)
+    return found
+
+
+def _reported(experiment: Experiment, found: Sequence[_Found]) -> RunResult:
+    """The result of a run, of all its seeds, with its page, figures and tables written."""
+    folder, rows = experiment.folder, [row for each in found for row in each.rows]
+    evaluations = {name: [each.evaluations[name] for each in found] for name in found[0].evaluations}
+    results = report(experiment, rows, evaluations, found[0].plans, environment=_environment(experiment))
+    accuracies = experiment.mining.accuracies
+    return RunResult(folder.path, found[0].rows, found[0].evaluations, folder.main, accuracies, results)
 
 
 def mine_recipe(recipe: Recipe, *, overwrite: bool = False) -> MineResult:
@@ -160,7 +202,7 @@ def finetune_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
 
 
 def _compared(
-    experiment: Experiment, variant: Variant, planned: Planned, dense: Evaluation
+    experiment: Experiment, variant: Variant, planned: Planned, dense: Evaluation, *, is_saved: bool
 ) -> tuple[dict[str, Any], Evaluation]:
     """Row and evaluation of a variant; its model is made only if either, or its checkpoint, is not there yet."""
     plan, key = planned.plan, experiment.variant_key(variant, planned.plan)
@@ -172,14 +214,13 @@ def _compared(
         with experiment.counted(f"pruned/{variant.id}", key=key):
             return experiment.pruned(variant, plan).model
 
-    saved = _is_saved(experiment.recipe, variant)
     return _row(
         experiment,
         variant.id,
         model,
         key=key,
         dense=dense,
-        save=partial(_save, experiment, variant, plan, model) if saved else None,
+        save=partial(_save, experiment, variant, plan, model) if is_saved else None,
         describe=partial(pruned_row, experiment, variant, planned),
     )
 
@@ -213,14 +254,16 @@ def _row(
     """The row that `describe` makes of a model, and the evaluation behind it; what is there already is read."""
     folder = experiment.folder
     name = f"rows/{variant_id}.json"
-    row_key = key_of(evaluation=experiment.evaluation_key(key), saved=save is not None, format=ROW_FORMAT)
+    row_key = key_of(evaluation=experiment.evaluation_key(key), format=ROW_FORMAT)
     known = folder.current(name, key=row_key, load=read_json)
     evaluation = experiment.evaluation(variant_id, model, reference=dense, key=key)
-    checkpoint = save() if save else None
+    row: dict[str, Any]
     if known:
-        return known[0], evaluation
-    row = describe(model(), evaluation, dense=dense, checkpoint=checkpoint)
-    return folder.json_artifact(name, key=row_key, make=lambda: row), evaluation
+        row = known[0]
+    else:
+        row = describe(model(), evaluation, dense=dense)
+        row = folder.json_artifact(name, key=row_key, make=lambda: row)
+    return row | (saved_at(experiment, save()) if save else {}), evaluation
 
 
 def _is_saved(recipe: Recipe, variant: Variant) -> bool:

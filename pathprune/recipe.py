@@ -252,9 +252,23 @@ class EvaluateConfig(_Section):
 
     num_images: int | None = Field(None, ge=1, description="evaluation images; null: the whole split")
     batch_size: int = Field(128, ge=1, description="images per batch and process")
+    seed: int | None = Field(None, ge=0, description="of the sampled evaluation images; null: the recipe's")
     latency: bool = Field(True, description="time dense and pruned models on this device")
     latency_batch_size: int = Field(16, ge=1, description="images per timed forward pass")
     latency_repeats: int = Field(20, ge=1, description="timed passes per model, interleaved")
+
+
+class CompareConfig(_Section):
+    """What `pathprune compare` does beyond a run: the same for further seeds."""
+
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_as_list)] = Field(
+        (), description="further seeds: mining and calibration images and chance differ, evaluation images do not"
+    )
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return _distinct(value)
 
 
 class Recipe(_Section):
@@ -284,6 +298,8 @@ class Recipe(_Section):
     )
     evaluate: EvaluateConfig = EvaluateConfig()
     inspect: InspectConfig = InspectConfig()
+    compare: CompareConfig = CompareConfig()
+    report: bool = Field(True, description="write report.html, figures/ and tables/")
 
     @field_validator("compensation")
     @classmethod
@@ -331,6 +347,11 @@ class Recipe(_Section):
     def folder(self) -> Path:
         """Where the run's results go."""
         return Path(self.output) if self.output else Path("runs") / self.name
+
+    @property
+    def evaluation_seed(self) -> int:
+        """The seed by which evaluation images are sampled."""
+        return self.seed if self.evaluate.seed is None else self.evaluate.seed
 
     def to_yaml(self) -> str:
         """The whole recipe, defaults included."""

@@ -5,6 +5,7 @@ recipe.yaml                     the resolved recipe
 environment.json                versions and device
 keys.json                       artifact -> key of what it was made from
 accuracy/<tokens>.json          agreement of a sample's paths with converged ones, and the number of nodes
+seconds.json                    how long mining, statistics, scores and fits took
 mined/<tokens>/stats.safetensors, paths.parquet
 mining/<tokens>/                what is finished of a mining that is not
 statistics.safetensors          activation statistics of the calibration images
@@ -16,7 +17,9 @@ plans/<variant>.json
 evaluations/<variant>.safetensors   outcome of every evaluation image; in validation/, of a max_drop's
 rows/<variant>.json             the variant's row of metrics.jsonl, latency left out
 pruned/<variant>/               checkpoints
-latency.json, metrics.jsonl, retention.svg, retention.png
+latency.json, metrics.jsonl
+report.html, figures/, tables/  what it comes to, for people and for other programs
+seeds/<seed>/                   the same again for the further seeds of a comparison
 model/, history.json            what `finetune` trained, and the record of its epochs
 recovered/<variant>/            checkpoints of variants that were trained after pruning
 recovering/<variant>/           what is finished of one that is pruned in rounds
@@ -31,7 +34,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,6 +51,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_SECONDS = "seconds.json"
 _KEYS = "keys.json"  # also what tells a run folder from others
 
 
@@ -103,7 +109,7 @@ class RunFolder:
     def _sections_held(self) -> Collection[str]:
         """The recipe's sections that what is in the folder depends on; a plan or a score is cheap and binds nothing."""
         if any((self.path / name).exists() for name in ("metrics.jsonl", "pruned", "model")):
-            return Recipe.model_fields.keys()
+            return Recipe.model_fields.keys() - {"compare", "inspect", "report"}  # those only add to what is there
         mined = (self.path / "mined").exists() or (self.path / "mining").exists()
         return ("seed", "classes", "model", "data", "mine") if mined else ()
 
@@ -169,6 +175,25 @@ class RunFolder:
         """Whether the artifact is there and was made from these inputs."""
         self._used.add(name)
         return (self.path / name).exists() and self._keys().get(name) == key
+
+    @contextmanager
+    def timed(self, name: str, *, key: str) -> Iterator[None]:
+        """Add the seconds that pass while open to those of this work; what was begun under another key is forgotten."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            passed = time.perf_counter() - start + (self.seconds(name, key=key) or 0)
+            self.write_json(_SECONDS, self._seconds() | {name: {"key": key, "seconds": passed}})
+
+    def seconds(self, name: str, *, key: str) -> float | None:
+        """How long this work took, in every run together; None where it was not timed."""
+        found = self._seconds().get(name)
+        return found["seconds"] if found and found["key"] == key else None
+
+    def _seconds(self) -> dict[str, Any]:
+        file = self.path / _SECONDS
+        return read_json(file) if file.exists() else {}
 
     def write_json(self, name: str, content: Any) -> None:
         if self.main:

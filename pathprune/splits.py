@@ -75,7 +75,8 @@ class Splits:
             if use == "mine":
                 images = self._choose(images, self.class_names)
             else:
-                images = sample_balanced(images, num_images=number, seed=recipe.seed)
+                seed = recipe.evaluation_seed if use == "evaluate" else recipe.seed
+                images = sample_balanced(images, num_images=number, seed=seed)
             if use == "train":
                 self._hashes[use] = images.content_hashes()
             else:

@@ -38,6 +38,14 @@ def budgets(recipe: Recipe) -> list[Budget]:
     return [Budget(config.budget, ratio) for ratio in config.ratio]
 
 
+def of_seed(recipe: Recipe, seed: int) -> Recipe:
+    """The same comparison with mining, calibration and chance of another seed, on the same evaluation images."""
+    evaluate = recipe.evaluate.model_copy(update={"seed": recipe.evaluation_seed})
+    return recipe.model_copy(
+        update={"seed": seed, "evaluate": evaluate, "output": str(recipe.folder / "seeds" / str(seed))}
+    )
+
+
 def variants(recipe: Recipe) -> list[Variant]:
     """Every pruned variant of a recipe: budgets, then criteria, then compensations."""
     criteria = [parse_criterion(spec) for spec in recipe.score.criteria]

@@ -45,6 +45,19 @@ def test_run_prints_the_comparison_and_where_it_is(
     assert str(folder / "run") in printed
 
 
+def test_compare_prints_a_table_for_each_budget_and_names_its_page(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(monkeypatch, "compare", str(folder / "tiny.yaml"), "report=true") == 0
+    printed = capsys.readouterr().out
+    for words in ("25 % of MLP neurons removed: top-1 retained", "50 % of MLP neurons removed: top-1 retained"):
+        assert words in printed
+    for words in ("magnitude-l2", "none", "mean", "of the dense model's top-1", "`"):
+        assert (words in printed) == (words != "`")
+    assert str(folder / "run" / "report.html") in printed
+    assert (folder / "run" / "report.html").exists()
+
+
 def test_dry_run_prints_the_plan_and_saves_no_model(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,7 +32,7 @@ STAGES = [
     {"planning", "provenance"},
     {"training"},
     {"recovered"},
-    {"comparison"},
+    {"comparison", "reporting"},
     {"pipeline"},
     {"bench", "inspecting"},
     {"cli"},

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.parquet
 import pytest
 import torch
 from tiny import NAMES, rows, tiny_recipe, write_data, write_model
@@ -26,6 +27,7 @@ from pathprune.models.adapt import adapt
 from pathprune.models.checkpoint import load_pruned, save_pruned
 from pathprune.models.pruned_config import read_pruned_config
 from pathprune.pipeline import (
+    compare_recipe,
     evaluate_recipe,
     finetune_recipe,
     mine_recipe,
@@ -77,7 +79,7 @@ def test_a_run_writes_one_complete_row_per_variant(folder: Path) -> None:
     removed = 2 * 24  # neurons, each with a row of fc1, its bias, and a column of fc2, for embeddings of 12
     assert dense["num_params"] - smallest["num_params"] == removed * (12 + 1 + 12)
     assert dense["macs"] - smallest["macs"] == removed * (12 + 12) * 5  # five tokens
-    for name in ("recipe.yaml", "environment.json", "retention.svg", "retention.png", "mined/all/paths.parquet"):
+    for name in ("recipe.yaml", "environment.json", "mined/all/paths.parquet"):
         assert (result.folder / name).stat().st_size > 0
 
 
@@ -89,6 +91,62 @@ def test_a_second_run_computes_nothing(folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(comparison, "measure_latency", refuse)
     second = run_recipe(tiny_recipe(folder))
     assert json.dumps(second.metrics) == json.dumps(first.metrics)
+
+
+def test_a_comparison_is_a_run_without_checkpoints_and_latency(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = compare_recipe(tiny_recipe(folder))
+    assert not (compared.folder / "pruned").exists()
+    assert not (compared.folder / "latency.json").exists()
+    with monkeypatch.context() as patch:
+        for name in ("locate_paths", "collect_statistics", "score", "evaluate_model"):
+            patch.setattr(mined if name == "locate_paths" else experiment, name, refuse)
+        ran = run_recipe(tiny_recipe(folder))
+    untimed = ("checkpoint", "checkpoint_bytes", *(key for key in ran.metrics[0] if "latency" in key or "speed" in key))
+    for one, other in zip(compared.metrics, ran.metrics, strict=True):
+        assert all(one[key] == other[key] for key in one if key not in untimed)
+    assert len(list((ran.folder / "pruned").iterdir())) == 4
+    compare_recipe(tiny_recipe(folder))
+    assert len(list((ran.folder / "pruned").iterdir())) == 4
+
+
+def test_seeds_differ_in_all_but_the_evaluation_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = {"evaluate": {"num_images": 12, "latency": False}, "compare": {"seeds": [0, 3]}, "prune": {"ratio": 0.5}}
+    result = compare_recipe(tiny_recipe(folder, **chosen, report=True))
+    assert result.results is not None
+    assert result.results.num_seeds == 2
+    first, second = (result.folder / place / "mined/all/paths.parquet" for place in ("", "seeds/3"))
+    assert PathSet.load(first).indices.tolist() != PathSet.load(second).indices.tolist()
+    for evaluations in result.results.evaluations.values():
+        assert [evaluation.labels.tolist() for evaluation in evaluations] == [evaluations[0].labels.tolist()] * 2
+    seeds = pyarrow.parquet.read_table(result.folder / "tables" / "cells.parquet")["seed"].to_pylist()
+    assert set(seeds) == {0, 3}
+    assert {row["seed"] for row in result.metrics} == {0}
+    html = (result.folder / "report.html").read_text(encoding="utf-8")
+    assert "means over 2 seeds" in html
+    for name in ("locate_paths", "collect_statistics", "score", "prune", "evaluate_model"):
+        monkeypatch.setattr(mined if name == "locate_paths" else experiment, name, refuse)
+    compare_recipe(tiny_recipe(folder, **chosen))
+    fewer = compare_recipe(tiny_recipe(folder, **chosen | {"compare": {}})).results  # more may be asked for later
+    assert fewer is not None
+    assert fewer.num_seeds == 1
+
+
+def test_the_costs_of_criteria_are_measured_and_kept(folder: Path) -> None:
+    images = {"mine": {"num_images": 6, "nodes": 2, "check_images": 0}, "score": {"num_images": 12}}
+    first = run_recipe(tiny_recipe(folder, **images)).results
+    assert first is not None
+    costs = {cost.criterion: cost for cost in first.costs}
+    assert costs["path"].mining_seconds is not None
+    assert costs["path"].mining_seconds > 0
+    assert costs["random"].seconds < costs["path"].seconds
+    assert costs["random"].forward_passes == 0
+    work = costs["path"].forward_passes
+    assert work is not None
+    row = next(row for row in first.rows if row["criterion"] == "path")
+    assert work == pytest.approx(row["forward_passes"]["mining"] + row["forward_passes"]["scoring"])
+    again = run_recipe(tiny_recipe(folder, **images)).results
+    assert again is not None
+    assert again.costs == first.costs
 
 
 def test_an_interrupted_run_keeps_what_is_finished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_recipes_and_keys_of_the_commands_exist() -> None:
     text = "\n".join(blocks("bash")).replace("\\\n", " ")
     commands = re.findall(
-        r"pathprune (run|prune|eval|mine|finetune|inspect) (\S+)(.*?)(?:#.*)?$", text, flags=re.MULTILINE
+        r"pathprune (run|compare|prune|eval|mine|finetune|inspect) (\S+)(.*?)(?:#.*)?$", text, flags=re.MULTILINE
     )
     assert len(commands) >= 5
     for _, recipe, rest in commands:

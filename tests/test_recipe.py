@@ -29,7 +29,16 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_does(name: str) -> None:
 
 
 def test_the_expected_recipes_are_shipped() -> None:
-    expected = {"quickstart", "train-demo", "reference", "own-checkpoint", "deit-small-imagenet", "vit-base-imagenet"}
+    expected = {
+        "quickstart",
+        "compare-demo",
+        "compare-own-checkpoint",
+        "train-demo",
+        "reference",
+        "own-checkpoint",
+        "deit-small-imagenet",
+        "vit-base-imagenet",
+    }
     assert expected <= set(shipped_recipes())
 
 

@@ -80,6 +80,7 @@ def tiny_recipe(folder: Path, **sections: Any) -> Recipe:
             "score": {"num_images": 12},
             "prune": {"ratio": [0.25, 0.5]},
             "evaluate": {"latency_repeats": 2, "latency_batch_size": 2},
+            "report": False,
         }
         | sections
     )

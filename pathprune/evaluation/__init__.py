@@ -4,21 +4,26 @@ from pathprune.evaluation.cost import count_macs, count_params, mlp_mac_share, n
 from pathprune.evaluation.evaluator import Evaluation, check_same_images, evaluate_model
 from pathprune.evaluation.intervals import Interval, PairedComparison, Retention, compare, retention, top1_ci
 from pathprune.evaluation.latency import LatencyResult, Speedup, measure_latency, speedup
+from pathprune.evaluation.significance import Pair, compare_all, mean_retention
 from pathprune.evaluation.work import MacCounter
 
 __all__ = [
     "Evaluation",
+    "FlopCounter",
     "Interval",
     "LatencyResult",
     "MacCounter",
+    "Pair",
     "PairedComparison",
     "Retention",
     "Speedup",
     "check_same_images",
     "compare",
+    "compare_all",
     "count_macs",
     "count_params",
     "evaluate_model",
+    "mean_retention",
     "measure_latency",
     "mlp_mac_share",
     "neuron_cost",

@@ -72,7 +72,7 @@ def retention(
     dense_right = draws[:, 0] + draws[:, 2]
     defined = dense_right > 0
     ratios = (draws[defined, 0] + draws[defined, 1]) / dense_right[defined]
-    return Retention(float((cells[0] + cells[1]) / (cells[0] + cells[2])), _percentiles(ratios))
+    return Retention(float((cells[0] + cells[1]) / (cells[0] + cells[2])), percentiles(ratios))
 
 
 def compare(
@@ -89,7 +89,7 @@ def compare(
     """
     cells = _cells(a, b)
     draws = _resample(cells, rng, num_resamples)
-    low, high = _percentiles((draws[:, 1] - draws[:, 2]) / a.num_images)
+    low, high = percentiles((draws[:, 1] - draws[:, 2]) / a.num_images)
     only_a, only_b = int(cells[1]), int(cells[2])
     p_value = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
     verdict: Literal["better", "worse", "tie"] = "tie"
@@ -114,7 +114,8 @@ def _resample(cells: NDArray[np.int64], rng: np.random.Generator | None, num_res
     return rng.multinomial(cells.sum(), cells / cells.sum(), size=num_resamples)
 
 
-def _percentiles(values: NDArray[np.float64]) -> Interval:
+def percentiles(values: NDArray[np.float64]) -> Interval:
+    """The interval that leaves out equal tails of resampled values."""
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(values, [tail, 100 - tail])
     return float(low), float(high)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
-from pathprune.evaluation import Evaluation, compare
 from pathprune.export import ExportedFile
-from pathprune.pruning import Budget, PrunePlan
+from pathprune.pruning import PrunePlan
 from pathprune.pruning.budget import UNITS
-
-Row = Mapping[str, Any]
+from pathprune.report.entries import Entry, Results, Row, named, terms
+from pathprune.report.wording import budget_words
 
 
 def comparison_table(rows: Sequence[Row]) -> Table:
@@ -32,7 +31,7 @@ def comparison_table(rows: Sequence[Row]) -> Table:
         table.add_row(
             "" if row["budget"] == budget and not _is_drop(row) else _removed(row),
             _criterion(row),
-            _terms(row),
+            terms(row),
             _with_interval(row["top1"], row["top1_ci"]),
             _with_interval(row["retention"], row["retention_ci"]) if row["criterion"] else "100.0",
             f"{row['num_params'] / 1e6:.2f} M",
@@ -64,24 +63,47 @@ def _batch(rows: Sequence[Row]) -> str:
     return "a batch" if size is None else f"a batch of {size}"
 
 
-def verdicts(rows: Sequence[Row], evaluations: Mapping[str, Evaluation]) -> list[str]:
+def retention_tables(results: Results) -> list[Table]:
+    """A table for each budget: retention of every criterion (rows) under every compensation (columns)."""
+    tables = []
+    for budget in results.budgets:
+        entries = results.at(budget=budget)
+        title = f"{budget_words(budget)}: top-1 retained, %, with 95 % intervals; bold: best, and what ties with it"
+        table = Table(title=title, header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column("criterion", no_wrap=True)
+        for compensation in results.compensations:
+            table.add_column(compensation, justify="right", no_wrap=True)
+        for criterion in results.criteria:
+            own = {entry.compensation: entry for entry in entries if entry.criterion == criterion}
+            cells = (_retained(results, own[name]) if name in own else "" for name in results.compensations)
+            table.add_row(criterion, *cells)
+        tables.append(table)
+    return tables
+
+
+def _retained(results: Results, entry: Entry) -> str:
+    text = _with_interval(entry.retention.value, entry.retention.ci)
+    return f"[bold]{escape(text)}[/]" if results.leads(entry) else escape(text)
+
+
+def verdicts(results: Results) -> list[str]:
     """How `path` does against each other criterion at the same budget and compensation, one line for each of these."""
     lines = []
-    for row in rows:
-        if row["criterion"] != "path" or _is_drop(row):  # models of different sizes are not compared by accuracy
+    for entry in results.entries:
+        # models of different sizes are not compared by accuracy
+        if entry.row["criterion"] != "path" or entry.budget.kind == "max-drop":
             continue
         said = []
-        for other in rows:
-            same_terms = (other["budget"], _terms(other)) == (row["budget"], _terms(row))
-            if not same_terms or other["criterion"] in (None, "path"):
+        for other in results.at(budget=entry.budget, compensation=entry.compensation):
+            if other.row["criterion"] == "path":
                 continue
-            result = compare(evaluations[row["variant_id"]], evaluations[other["variant_id"]])
+            result = results.pair(entry, other).result
             low, high = (100 * bound for bound in result.ci)
             word = "ties with" if result.verdict == "tie" else f"{result.verdict} than"
-            said.append(f"{word} {_criterion(other)} ({100 * result.difference:+.1f} [{low:+.1f}, {high:+.1f}])")
+            said.append(f"{word} {other.criterion} ({100 * result.difference:+.1f} [{low:+.1f}, {high:+.1f}])")
         if said:
-            terms = f"{Budget(row['budget_kind'], row['budget'])}, compensation {_terms(row)}"
-            lines.append(f"{terms}: {_criterion(row)} {', '.join(said)}")
+            terms = f"{entry.budget}, compensation {entry.compensation}"
+            lines.append(f"{terms}: {entry.criterion} {', '.join(said)}")
     return lines
 
 
@@ -164,15 +186,7 @@ def _duration(seconds: float) -> str:
 
 
 def _criterion(row: Row) -> str:
-    if row["criterion"] is None:
-        return "dense"
-    options = ", ".join(f"{key}={value}" for key, value in (row.get("criterion_options") or {}).items())
-    return f"{row['criterion']} ({options})" if options else str(row["criterion"])
-
-
-def _terms(row: Row) -> str:
-    """What was done to the kept weights: the compensation, and whether training followed."""
-    return f"{row['compensation'] or ''}{' + recovery' if row['recovery'] else ''}"
+    return named(row["criterion"], row["criterion_options"]) if row["criterion"] else "dense"
 
 
 def _with_interval(value: float, interval: Sequence[float]) -> str:

@@ -7,7 +7,8 @@ therefore made with alpha, over whatever lies behind.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from matplotlib import rc_context
 from matplotlib.colors import to_rgb
@@ -46,8 +47,8 @@ _SETTINGS = {
     "svg.hashsalt": "pathprune",  # equal figures are equal files
     "text.parse_math": False,  # a class may be named $1
     "font.size": 9.5,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
+    "figure.titlesize": 10.5,
+    "figure.titleweight": "bold",
     "axes.labelsize": 9.5,
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
@@ -57,7 +58,6 @@ _SETTINGS = {
     "axes.facecolor": "none",
     "axes.edgecolor": FAINT,
     "axes.labelcolor": MUTED,
-    "axes.titlecolor": INK,
     "text.color": INK,
     "xtick.color": FAINT,
     "ytick.color": FAINT,
@@ -74,9 +74,11 @@ _SETTINGS = {
 }
 
 
-def styled() -> AbstractContextManager[None]:
+@contextmanager
+def styled() -> Iterator[None]:
     """While open, figures are drawn and saved in the package's style; also decorates a function that draws."""
-    return rc_context(_SETTINGS)  # type: ignore[arg-type]
+    with rc_context(_SETTINGS):  # type: ignore[arg-type]
+        yield
 
 
 def panel(width: float = 3.5, height: float = 2.9) -> Figure:

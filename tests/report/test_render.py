@@ -42,7 +42,7 @@ def drawing(*, empty: bool = False) -> Drawing:
         axes.plot([0, 1], [0, 1], color=SERIES[0], label=HOSTILE)
         axes.fill_between([0, 1], [0, 0.8], [0.2, 1.2], color=SERIES[0], alpha=0.2)
         axes.legend()
-    axes.set_title("a panel")
+    figure.suptitle("a panel")
     return figure
 
 

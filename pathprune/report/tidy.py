@@ -1,0 +1,96 @@
+"""A comparison as tidy tables, one observation a row, for whatever a reader plots with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pyarrow
+import pyarrow.csv
+import pyarrow.parquet
+
+from pathprune.report.entries import Results, Row
+from pathprune.report.neurons import overlap_rows
+
+_NESTED = ("top1_ci", "retention_ci", "latency_spread_ms", "speedup_spread", "budget_spread")
+_LEFT_OUT = (
+    "per_class",
+    "kept_widths",
+    "criterion_options",
+    "recovery",
+    "classes",
+    "forward_passes",
+)  # tables of their own, or said otherwise
+
+
+def tidy_tables(results: Results) -> dict[str, pyarrow.Table]:
+    """The tables by name: cells, classes, widths, significance, overlap, costs; those without rows are left out."""
+    dense_macs = results.dense["macs"]
+    tables = {
+        "cells": [_cell(row, dense_macs) for row in results.rows],
+        "classes": [line for row in results.rows for line in _classes(row, results)],
+        "widths": [line for row in results.rows for line in _widths(row, results.dense["kept_widths"])],
+        "significance": list(_significance(results)),
+        "overlap": overlap_rows(results),
+        "costs": [{**asdict(cost), "seconds": cost.seconds} for cost in results.costs],
+    }
+    return {name: _table(rows) for name, rows in tables.items() if rows}
+
+
+def save_tables(tables: Mapping[str, pyarrow.Table], folder: Path) -> list[Path]:
+    """Write each as `<name>.parquet` and `<name>.csv`; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name, table in tables.items():
+        parquet, csv = folder / f"{name}.parquet", folder / f"{name}.csv"
+        pyarrow.parquet.write_table(table, parquet)
+        pyarrow.csv.write_csv(table, csv)
+        files += [parquet, csv]
+    return files
+
+
+def _table(rows: Sequence[Mapping[str, object]]) -> pyarrow.Table:
+    """A column for every key that any row has."""
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return pyarrow.table({key: [row.get(key) for row in rows] for key in keys})
+
+
+def _cell(row: Row, dense_macs: float) -> dict[str, object]:
+    """A row of metrics.jsonl with its intervals as columns and its options as JSON."""
+    cell: dict[str, object] = {key: value for key, value in row.items() if key not in (*_NESTED, *_LEFT_OUT)}
+    for key in _NESTED:
+        low, high = row.get(key) or (None, None)
+        cell |= {f"{key}_low": low, f"{key}_high": high}
+    for step, passes in (row.get("forward_passes") or {}).items():
+        cell[f"forward_passes_{step}"] = passes
+    options = row.get("criterion_options") or {}
+    return cell | {
+        "criterion_options": json.dumps(options),
+        "is_recovered": bool(row.get("recovery")),
+        "macs_removed": 1 - row["macs"] / dense_macs,
+    }
+
+
+def _classes(row: Row, results: Results) -> Iterator[dict[str, object]]:
+    for name, top1 in zip(results.class_names, row["per_class"], strict=True):
+        if top1 is not None:
+            yield {"variant_id": row["variant_id"], "seed": row["seed"], "class": name, "top1": top1}
+
+
+def _widths(row: Row, dense: list[int]) -> Iterator[dict[str, object]]:
+    for block, (kept, width) in enumerate(zip(row["kept_widths"], dense, strict=True)):
+        yield {"variant_id": row["variant_id"], "seed": row["seed"], "block": block, "width": width, "kept": kept}
+
+
+def _significance(results: Results) -> Iterator[dict[str, object]]:
+    entries = {entry.id: entry for entry in results.entries}
+    for pair in results.pairs:
+        a, b, result = entries[pair.a], entries[pair.b], pair.result
+        yield {
+            **{"budget_kind": a.budget.kind, "budget": a.budget.amount, "compensation": a.compensation},
+            **{"criterion_a": a.criterion, "criterion_b": b.criterion},
+            **{"difference": result.difference, "ci_low": result.ci[0], "ci_high": result.ci[1]},
+            **{"p_corrected": result.p_value, "verdict": result.verdict},
+        }

@@ -1,0 +1,170 @@
+"""Results that nobody measured, of any number of criteria, compensations, budgets, blocks and classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from pathprune.evaluation import Evaluation, retention, top1_ci
+from pathprune.mining import ClassStats, PathSet
+from pathprune.pruning import Budget, PrunePlan
+from pathprune.report.entries import CriterionCost, Results, Row, SplitInfo
+
+CRITERIA = ("path", "variance", "taylor", "magnitude-l2", "random")
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def invented(
+    *,
+    criteria: Sequence[str] = CRITERIA,
+    compensations: Sequence[str] = ("none", "least-squares"),
+    budgets: Sequence[Budget] = (Budget("neurons", 0.5), Budget("neurons", 0.7)),
+    classes: Sequence[str] = CLASSES,
+    num_blocks: int = 6,
+    width: int = 64,
+    num_images: int = 600,
+    seeds: Sequence[int] = (0,),
+    latency: bool = True,
+    recovered: Sequence[str] = (),
+) -> Results:
+    """Earlier criteria lose less, more is lost at larger budgets, and `least-squares` makes up for most of it.
+
+    Models of the criteria `recovered` are there a second time, as good as the dense one.
+    """
+    rng = np.random.default_rng(0)
+    labels = np.arange(num_images) % len(classes)
+    dense = _evaluation(labels, rng.random(num_images) < 0.9, classes)
+    evaluations = {"dense": [dense] * len(seeds)}
+    plans = {}
+    rows: list[Row] = [
+        _row(dense, dense, seed=seeds[0], variant_id="dense", widths=[width] * num_blocks, latency=latency)
+    ]
+    for budget in budgets:
+        share = budget.amount if budget.kind != "max-drop" else 0.4
+        for place, criterion in enumerate(criteria):
+            plan = _plan(rng, share, num_blocks, width)
+            for compensation in compensations:
+                id = f"{criterion}--{compensation}--{budget.slug}"
+                lost = share**2 * (0.05 + 0.05 * place) * (0.3 if compensation == "least-squares" else 1)
+                plans[id] = plan
+                evaluations[id] = [
+                    _evaluation(labels, dense.correct & (rng.random(num_images) > lost), classes) for _ in seeds
+                ]
+                for seed, evaluation in zip(seeds, evaluations[id], strict=True):
+                    row = _row(
+                        evaluation,
+                        dense,
+                        seed=seed,
+                        variant_id=id,
+                        widths=[len(kept) for kept in plan.kept.values()],
+                        latency=latency,
+                        criterion=criterion,
+                        compensation=compensation,
+                        budget=budget,
+                        full=num_blocks * width,
+                    )
+                    rows.append(row)
+                if criterion in recovered:
+                    evaluations[f"{id}--recovered"] = [dense] * len(seeds)
+                    best = {"variant_id": f"{id}--recovered", "recovery": {"epochs": 1}, "top1": rows[0]["top1"]}
+                    rows += [{**row, **best, "seed": seed} for seed in seeds]
+    return Results(
+        name="invented",
+        rows=rows,
+        evaluations=evaluations,
+        plans=plans,
+        mined={"all": mined(classes, num_blocks=num_blocks, width=width)},
+        class_names=classes,
+        costs=[
+            CriterionCost(name, 12.0 if name == "path" else None, None, 0.5 * i, 80.0)
+            for i, name in enumerate(criteria)
+        ],
+        model="`model`",
+        data="`images`",
+        recipe="name: invented\nseed: 0\n",
+        environment={"python": "3.11", "device": "cpu", "threads": 2},
+        splits=[SplitInfo("mine", "train", 200), SplitInfo("evaluate", "test", num_images)],
+    )
+
+
+def mined(
+    classes: Sequence[str], *, num_blocks: int = 6, width: int = 64, per_class: int = 20
+) -> tuple[ClassStats, PathSet]:
+    """Paths on which neighbouring classes share neurons."""
+    rng = np.random.default_rng(1)
+    names = tuple(f"blocks.{block}.mlp.fc2" for block in range(num_blocks))
+    labels = np.repeat(np.arange(len(classes)), per_class)
+    favourite = (labels[:, None] // 2 * 7 + 3 * np.arange(num_blocks)) % width
+    strays = rng.integers(width, size=favourite.shape)
+    chosen = torch.tensor(np.where(rng.random(favourite.shape) < 0.7, favourite, strays))
+    stats = ClassStats.empty(dict.fromkeys(names, width), classes)
+    stats.num_images += per_class
+    for block in range(num_blocks):
+        stats.count[block].index_put_(
+            (torch.tensor(labels), chosen[:, block]), torch.ones((), dtype=torch.float64), True
+        )
+        stats.mass[block].copy_(stats.count[block] + torch.tensor(rng.random((len(classes), width))))
+    ones = torch.tensor(labels)
+    paths = PathSet(
+        names, tuple(classes), torch.arange(len(labels)), ones, ones, ones, torch.ones(len(labels)), chosen[..., None]
+    )
+    return stats, paths
+
+
+def _evaluation(labels: np.ndarray, correct: np.ndarray, classes: Sequence[str]) -> Evaluation:
+    predictions = np.where(correct, labels, (labels + 1) % len(classes))
+    return Evaluation(labels, predictions, (~correct).astype(np.int64), np.where(correct, 0.1, 2.0), len(classes))
+
+
+def _plan(rng: np.random.Generator, share: float, num_blocks: int, width: int) -> PrunePlan:
+    names = [f"blocks.{block}.mlp.fc2" for block in range(num_blocks)]
+    kept = {
+        name: torch.tensor(rng.choice(width, size=round(width * (1 - share)), replace=False)).sort().values
+        for name in names
+    }
+    return PrunePlan(kept, dict.fromkeys(names, width), {name: block for block, name in enumerate(names)})
+
+
+def _row(
+    evaluation: Evaluation,
+    dense: Evaluation,
+    *,
+    seed: int,
+    variant_id: str,
+    widths: list[int],
+    latency: bool,
+    criterion: str | None = None,
+    compensation: str | None = None,
+    budget: Budget = Budget("neurons", 0.0),  # noqa: B008 (immutable)
+    full: int | None = None,
+) -> Row:
+    left = sum(widths) / (full or sum(widths))
+    kept = retention(evaluation, dense)
+    timing = {
+        "latency_ms": 20 * left + 10,
+        "latency_batch_size": 16,
+        "images_per_second": 16000 / (20 * left + 10),
+        "speedup": 30 / (20 * left + 10),
+        "speedup_spread": [0.97 * 30 / (20 * left + 10), 1.04 * 30 / (20 * left + 10)],
+    }
+    return {
+        **{"variant_id": variant_id, "criterion": criterion, "criterion_options": {}, "compensation": compensation},
+        **{"tokens": None, "budget_kind": budget.kind, "budget": budget.amount, "budget_reached": budget.amount},
+        **{"neurons_removed": 1 - left, "seed": seed, "num_images": evaluation.num_images},
+        **{"top1": float(evaluation.correct.mean()), "top1_ci": list(top1_ci(evaluation))},
+        **{"retention": kept.value, "retention_ci": list(kept.ci), "top5": 0.99, "nll": 0.3, "agreement": 0.9},
+        **{
+            "classes": None,
+            "per_class": evaluation.summary()["per_class"],
+            "num_params": int(2.7e6 * (0.4 + 0.6 * left)),
+        },
+        **{
+            "macs": int(183e6 * (0.4 + 0.6 * left)),
+            "kept_widths": widths,
+            "checkpoint": None,
+            "forward_passes": {"scoring": 9.0, "fitting": 300.0},
+        },
+        **(timing if latency else {"latency_ms": None, "latency_batch_size": None}),
+    }
