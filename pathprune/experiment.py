@@ -228,6 +228,7 @@ class Experiment:
             compensation=compensation,
             statistics=self.statistics() if compensation.needs_statistics else None,
             batches=self.splits.calibration(f"fitting {variant.id}") if compensation.needs_batches else None,
+            seed=self.recipe.seed,
         )
 
     @contextmanager
@@ -298,6 +299,7 @@ class Experiment:
             plan=plan.to_dict(),
             compensation=compensation.spec(),
             calibration=self.splits.key("calibrate") if needs else None,
+            seed=self.recipe.seed if compensation.needs_batches else None,
         )
 
     def save_checkpoint(self, name: str, model: Callable[[], nn.Module], *, key: str, **about: Any) -> Path:

@@ -27,13 +27,14 @@ class CompensationContext:
     """Everything that compensations may look at; what a compensation does not ask for may be left out.
 
     `plan` led from the `dense` model to the narrowed one, `statistics` describe the dense one; `batches` is a
-    re-iterable of calibration images `(images [B, C, H, W], labels [B])`.
+    re-iterable of calibration images `(images [B, C, H, W], labels [B])`, `seed` that of every random choice.
     """
 
     dense: AdaptedModel
     plan: PrunePlan
     statistics: ActivationStatistics | None = None
     batches: Batches = ()
+    seed: int = 0
 
 
 class Compensation(Registered):

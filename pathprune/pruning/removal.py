@@ -21,13 +21,14 @@ def prune(
     compensation: str | Mapping[str, Any] | Compensation = "none",
     statistics: ActivationStatistics | None = None,
     batches: Iterable[tuple[Tensor, Tensor]] | None = None,
+    seed: int = 0,
 ) -> AdaptedModel:
     """A narrower copy of the model, by `plan`; the model at hand is not changed.
 
     `compensation` is a registered name (see `list_compensations`) or a mapping with its name and options. `statistics`
     are those of the dense model, with covariances for `least-squares`; `batches` of calibration images
-    `(images [B, C, H, W], labels)` are what `sequential` fits on. Raises ValueError if one that is needed is missing,
-    or if the plan or the statistics are of another model.
+    `(images [B, C, H, W], labels)` are what `sequential` fits on, `seed` is that of its random choices. Raises
+    ValueError if one that is needed is missing, or if the plan or the statistics are of another model.
     """
     compensate = parse_compensation(compensation)
     if compensate.needs_statistics:
@@ -37,5 +38,6 @@ def prune(
     if compensate.needs_batches and batches is None:
         raise ValueError(f"compensation {compensate.name!r} needs batches of calibration images; pass batches=…")
     pruned = apply_plan(adapted, plan=plan)
-    compensate(pruned, CompensationContext(adapted, plan=plan, statistics=statistics, batches=batches or ()))
+    context = CompensationContext(adapted, plan=plan, statistics=statistics, batches=batches or (), seed=seed)
+    compensate(pruned, context)
     return pruned

@@ -4,8 +4,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import permutations
+
 import torch
 from torch import Tensor
+
+RIDGES = tuple(10 ** (half_decade / 2) for half_decade in range(-8, 3))  # 1e-4 … 10, relative to the mean variance
 
 
 def solve_ridge(covariance_KK: Tensor, cross_DK: Tensor, *, penalty_D: Tensor) -> tuple[Tensor, bool]:
@@ -23,6 +28,31 @@ def solve_ridge(covariance_KK: Tensor, cross_DK: Tensor, *, penalty_D: Tensor) -
     solvable_DK = spread_DK > _resolution(values_K)
     coefficients_DK = torch.where(solvable_DK, cross_DK @ vectors_KK / spread_DK, 0.0)
     return coefficients_DK @ vectors_KK.T, not bool(solvable_DK.all())
+
+
+def cross_validated_ridge(folds: Sequence[tuple[Tensor, Tensor]], *, penalty_D: Tensor, importance_D: Tensor) -> float:
+    """The ridge of `RIDGES` with which fits on each fold explain the other folds best; of a single fold, a small one.
+
+    A fold is the covariance `[K, K]` of the inputs and that of the outputs with the inputs, `[D, K]`, over its own
+    rows: what is explained is judged up to the mean. Ridges are relative to the inputs' mean variance and, for output
+    `d`, to `penalty_d`; its error counts `importance_d` times.
+    """
+    errors = torch.zeros(len(RIDGES), dtype=torch.float64)
+    for (covariance_KK, cross_DK), (other_covariance_KK, other_cross_DK) in permutations(folds, 2):
+        values_K, vectors_KK = torch.linalg.eigh(covariance_KK)
+        if values_K[-1] <= 0:  # dead inputs explain nothing, whatever the ridge
+            continue
+        # in the basis of the eigenvectors
+        cross_DK, other_cross_DK = cross_DK @ vectors_KK, other_cross_DK @ vectors_KK
+        other_covariance_KK = vectors_KK.T @ other_covariance_KK @ vectors_KK
+        for index, ridge in enumerate(RIDGES):
+            spread_DK = values_K.clamp(min=0) + ridge * values_K.mean() * penalty_D[:, None]
+            fit_DK = cross_DK / spread_DK
+            error_D = (fit_DK * (fit_DK @ other_covariance_KK - 2 * other_cross_DK)).sum(1)
+            errors[index] += (importance_D * error_D).sum()
+    if len(folds) < 2:
+        return RIDGES[2]
+    return RIDGES[int(errors.argmin())]
 
 
 def _is_singular(pivots_K: Tensor) -> bool:

@@ -1,25 +1,19 @@
-"""Least squares on the residual stream: each block is fitted behind blocks that are narrowed and fitted already.
+"""Least squares on the residual stream: each block is fitted behind blocks that are narrowed and fitted already."""
 
-Two states per calibration image, the dense model's and the narrowed model's, are carried from block to block in the
-model's own precision on the CPU. So every block runs once densely and twice narrowed, and memory is `2 N T D` numbers
-whatever the depth and the widths: 50 MB for 1,000 images of a ViT-S at 56 px, 1.2 GB for a ViT-B at 224 px.
-"""
-
-# N images, B of them in a batch, T tokens, D width of the residual stream, K kept neurons of the block at hand
+# B images, T tokens, D outputs, K kept neurons of the block at hand
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Sequence
+from functools import reduce
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from pathprune.models.adapt import evaluating
 from pathprune.models.seam import AdaptedModel
 from pathprune.pruning.compensation import (
-    Batches,
     Compensation,
     CompensationContext,
     exact_bias,
@@ -29,7 +23,9 @@ from pathprune.pruning.compensation import (
     set_weight,
 )
 from pathprune.pruning.least_squares import warn_of_dependence
-from pathprune.pruning.ridge import solve_ridge
+from pathprune.pruning.ridge import cross_validated_ridge, solve_ridge
+from pathprune.pruning.streams import Streams
+from pathprune.scoring.sensitivity import token_weights
 from pathprune.scoring.statistics import Moments
 
 
@@ -39,14 +35,22 @@ class Sequential(Compensation):
 
     With the earlier blocks narrowed and fitted, `(dense block output − narrowed state before the MLP) / γ` is regressed
     on the block's kept hidden rows, so that each block also repairs what earlier ones broke; γ is the LayerScale, 1
-    without. Every block from the first narrowed one on is fitted, also those that keep every neuron. `ridge` pulls
-    towards the dense weights: it is relative to the mean variance of the hidden rows, and to `mean(γ²) / γ²` for each
-    output, since an output that hardly reaches the stream would otherwise be blown up.
+    without. Every block from the first narrowed one on is fitted, also those that keep every neuron.
+
+    - ridge: pulls towards the dense weights, relative to the mean variance of the inputs, and to `mean(γ²) / γ²` for
+      each output, since an output that hardly reaches the stream would otherwise be blown up. `cross-validated`: for
+      every layer the one with which a fit on one half of the images explains the other half best.
+    - token_weights: count a token by how much the model's answer listens to it (see `token_weights` of the scoring); in
+      the last block of a model with a class token, that is the class token alone, and the fit has that fewer rows.
+    - refit_attention: before the MLP, also fit the attention's linear layers behind narrowed blocks: the projection as
+      the MLP is, to give the dense model's state from the narrowed one, the others to give the dense model's outputs.
     """
 
     needs_batches: ClassVar[bool] = True
 
-    ridge: float = Field(1e-3, ge=0, allow_inf_nan=False)
+    ridge: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["cross-validated"] = "cross-validated"
+    token_weights: bool = False
+    refit_attention: bool = True
 
     @torch.no_grad()
     def __call__(self, pruned: AdaptedModel, context: CompensationContext) -> None:
@@ -55,88 +59,53 @@ class Sequential(Compensation):
         scales = {block: _residual_scale(dense, block) for block in range(first, len(dense.sites))}
         if not scales:
             return
+        weights = token_weights(dense, context.batches, seed=context.seed) if self.token_weights else None
+        streams = Streams(dense, pruned, block=first, batches=context.batches)
         dependent = []
-        states = _states_at(first, dense, context.batches)
         for block, scale_D in scales.items():
-            moments = _moments(states, dense, pruned, block)
-            if self._fit(pruned, block, moments, scale_D):
+            if self.refit_attention and block > first:
+                for name in streams.attention_layers(block):
+                    layer, scale = pruned.model.get_submodule(name), streams.scale_into_stream(block, name)
+                    assert isinstance(layer, nn.Linear)
+                    halves = streams.layer_moments(block, name, into_stream=scale is not None)
+                    self._fit(layer, halves, torch.ones(layer.out_features).double() if scale is None else scale)
+            if self._fit(pruned.sites[block].down, streams.down_moments(block, weights), scale_D):
                 dependent.append(block)
             if block + 1 < len(dense.sites):
-                _advance(states, pruned, block)
+                streams.advance(block)
         warn_of_dependence(self, dependent)
 
-    def _fit(self, pruned: AdaptedModel, block: int, moments: Moments, scale_D: Tensor) -> bool:
-        """Refit a block of `pruned`, in place; says whether the rows leave the fit open."""
-        down, width = pruned.sites[block].down, pruned.sites[block].width
-        assert moments.covariance is not None
-        covariance_KK = moments.covariance[:width, :width]
+    def _fit(self, layer: nn.Linear, halves: Sequence[Moments], scale_D: Tensor) -> bool:
+        """Refit a linear layer, in place, to moments of its inputs and of its outputs times `scale`.
+
+        Says whether the rows leave the fit open.
+        """
+        width, start_DK = layer.in_features, exact_weight(layer)
         is_silent_D = scale_D == 0  # outputs that never reach the stream stay as they are
         divisor_D = scale_D.masked_fill(is_silent_D, 1.0)
-        penalty_D = self.ridge * covariance_KK.diagonal().mean() * scale_D.square().mean() / divisor_D.square()
-        penalty_D = penalty_D.masked_fill(is_silent_D, torch.inf)
-        dense_DK = exact_weight(down)
-        unexplained_DK = moments.covariance[width:, :width] / divisor_D[:, None] - dense_DK @ covariance_KK
-        change_DK, singular = solve_ridge(covariance_KK, unexplained_DK, penalty_D=penalty_D)
-        weight_DK = dense_DK + change_DK
-        bias_D = moments.mean[width:] / divisor_D - weight_DK @ moments.mean[:width]
-        set_weight(down, weight_DK)
-        set_bias(down, torch.where(is_silent_D, exact_bias(down), bias_D))
-        return singular or moments.num_rows <= width
+        penalty_D = scale_D.square().mean() / divisor_D.square()
 
+        def problem(moments: Moments) -> tuple[Tensor, Tensor]:
+            """Moments of the inputs, and of them with what the weights so far leave unexplained of the outputs."""
+            assert moments.covariance is not None
+            covariance_KK = moments.covariance[:width, :width]
+            return covariance_KK, moments.covariance[width:, :width] / divisor_D[:, None] - start_DK @ covariance_KK
 
-@dataclass
-class _States:
-    """What enters a block, `[B, T, D]` on the CPU, for one batch of images."""
-
-    dense: Tensor
-    narrowed: Tensor
-
-
-def _states_at(block: int, dense: AdaptedModel, batches: Batches) -> list[_States]:
-    """The states that enter `block`, up to which the dense and the narrowed model are the same."""
-    parameter = next(dense.model.parameters())
-    states = []
-    with evaluating(dense.model):
-        for images, _ in batches:
-            h_BTD = dense.stem(images.to(parameter))
-            for index in range(block):
-                h_BTD = dense.close_block(index, *dense.open_block(index, h_BTD))
-            states.append(_States(h_BTD.cpu(), h_BTD.cpu()))
-    if not states:
-        raise ValueError("compensation 'sequential' needs at least one image; there are no calibration batches")
-    return states
-
-
-def _moments(states: list[_States], dense: AdaptedModel, pruned: AdaptedModel, block: int) -> Moments:
-    """Moments of the rows `[K + D]`: kept hidden rows, and what `down` should add to the stream.
-
-    Moves the dense states, in place, to the block's output.
-    """
-    device = next(dense.model.parameters()).device
-    moments = None
-    for state in states:
-        with evaluating(dense.model), evaluating(pruned.model):
-            h_BTD = dense.close_block(block, *dense.open_block(block, state.dense.to(device)))
-            m_BTD, u_BTK = pruned.open_block(block, state.narrowed.to(device))
-        rows = torch.cat([u_BTK, h_BTD - m_BTD], dim=-1).flatten(0, -2)
-        found = Moments.of(rows, covariance=True)
-        if not found.mean.isfinite().all():
-            raise ValueError(
-                f"block {block}: activations are NaN or infinite while fitting; check the images' normalisation, or "
-                "run the model in float32"
+        ridge = self.ridge
+        if ridge == "cross-validated":
+            ridge = cross_validated_ridge(
+                [problem(half) for half in halves], penalty_D=penalty_D, importance_D=scale_D.square()
             )
-        moments = found if moments is None else moments.merge(found)
-        state.dense = h_BTD.cpu()
-    assert moments is not None
-    return moments
-
-
-def _advance(states: list[_States], pruned: AdaptedModel, block: int) -> None:
-    """Move the narrowed states, in place, to the block's output."""
-    device = next(pruned.model.parameters()).device
-    with evaluating(pruned.model):
-        for state in states:
-            state.narrowed = pruned.close_block(block, *pruned.open_block(block, state.narrowed.to(device))).cpu()
+        moments = reduce(Moments.merge, halves)
+        covariance_KK, unexplained_DK = problem(moments)
+        penalty_D = (ridge * covariance_KK.diagonal().mean() * penalty_D).masked_fill(is_silent_D, torch.inf)
+        change_DK, singular = solve_ridge(covariance_KK, unexplained_DK, penalty_D=penalty_D)
+        weight_DK = start_DK + change_DK
+        bias_D = moments.mean[width:] / divisor_D - weight_DK @ moments.mean[:width]
+        old_bias_D = exact_bias(layer)
+        set_weight(layer, weight_DK)
+        set_bias(layer, torch.where(is_silent_D, old_bias_D, bias_D))
+        return singular or moments.num_rows <= width
 
 
 def _residual_scale(dense: AdaptedModel, block: int) -> Tensor:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import reduce
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from pathprune.models.seam import AdaptedModel, NeuronSite
 
 _SCHEMA_VERSION = 1
 _FIELDS = ("mean", "variance", "covariance")  # of saved moments; the last where it was collected
-_CHUNK_ROWS = 8192  # rows turned to float64 at a time, to bound the memory
+_CHUNK_ROWS = 8192  # rows multiplied at a time: float32 sums no more than these before float64 takes over
 
 
 @dataclass(frozen=True)
@@ -48,19 +47,26 @@ class Moments:
         return Moments(total, self.mean + share * step, spread + share * (1 - share) * step.square(), covariance)
 
     @classmethod
-    def of(cls, rows: Tensor, *, covariance: bool = False) -> Moments:
-        """The moments of `rows` `[N, W]`, in float64 where the device has it."""
-        rows = rows.cpu() if rows.device.type == "mps" else rows  # MPS has no float64
-        return reduce(cls.merge, (cls._of_chunk(chunk, covariance) for chunk in torch.split(rows, _CHUNK_ROWS)))
+    def of(cls, rows: Tensor, *, covariance: bool = False, weights: Tensor | None = None) -> Moments:
+        """The moments of `rows` `[N, W]`, each counted `weights` `[N]` times; the weights sum to N.
 
-    @classmethod
-    def _of_chunk(cls, rows: Tensor, covariance: bool) -> Moments:
-        rows = rows.to(torch.float64)
-        variance, mean = torch.var_mean(rows, dim=0, correction=0)
-        if not covariance:
-            return cls(len(rows), mean.cpu(), variance.cpu())
-        centred = rows - mean
-        return cls(len(rows), mean.cpu(), variance.cpu(), (centred.T @ centred / len(rows)).cpu())
+        Sums are in float64 where the device has it; products are of centred rows, in float32 where the rows are no
+        wider, which costs nothing that matters beside the rows' own rounding and halves the time.
+        """
+        rows = rows.cpu() if rows.device.type == "mps" else rows  # MPS has no float64
+        weight_N = (torch.ones(len(rows)) if weights is None else weights).to(rows.device, torch.float64)
+        chunks = list(zip(torch.split(rows, _CHUNK_ROWS), torch.split(weight_N, _CHUNK_ROWS), strict=True))
+        mean = torch.stack([weight_R @ chunk_RW.to(torch.float64) for chunk_RW, weight_R in chunks]).sum(0) / len(rows)
+        variance = torch.zeros_like(mean)
+        products = torch.zeros(len(mean), len(mean) if covariance else 0, dtype=torch.float64, device=rows.device)
+        for chunk_RW, weight_R in chunks:
+            scaled_RW = weight_R.sqrt()[:, None] * (chunk_RW.to(torch.float64) - mean)
+            variance += scaled_RW.square().sum(0)
+            if covariance:
+                scaled_RW = scaled_RW.to(torch.promote_types(rows.dtype, torch.float32))
+                products += scaled_RW.T @ scaled_RW
+        moments = cls(len(rows), mean.cpu(), (variance / len(rows)).cpu())
+        return replace(moments, covariance=(products / len(rows)).cpu()) if covariance else moments
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Sequential least squares against a slow reading of its definition, and against plain least squares."""
 
+from collections.abc import Sequence as List
+
 import numpy as np
 import pytest
 import timm
@@ -10,7 +12,9 @@ from pathprune.models.adapt import adapt
 from pathprune.models.seam import AdaptedModel
 from pathprune.pruning import LeastSquares, PrunePlan, Sequential, make_plan, prune
 from pathprune.scoring import collect_statistics
+from pathprune.scoring.sensitivity import token_weights
 
+PLAIN = {"refit_attention": False}
 TINY = {"img_size": 16, "patch_size": 4, "depth": 3, "embed_dim": 12, "num_heads": 2, "num_classes": 5, "mlp_ratio": 2}
 
 
@@ -40,32 +44,57 @@ def half(adapted: AdaptedModel, **settings) -> PrunePlan:
     return make_plan(scores, sites=adapted.sites, **settings)
 
 
-def ridge_by_hand(rows: np.ndarray, target: np.ndarray, start: np.ndarray, penalty: float) -> tuple[np.ndarray, float]:
+def ridge_by_hand(
+    rows: np.ndarray, target: np.ndarray, start: np.ndarray, penalty: float, weights: np.ndarray
+) -> tuple[np.ndarray, float]:
     """Weights nearest to `start`, and a bias: least squares with the penalty as further rows."""
     n, k = rows.shape
     anchor = np.sqrt(n * penalty)
-    design = np.vstack([np.hstack([rows, np.ones((n, 1))]), np.hstack([anchor * np.eye(k), np.zeros((k, 1))])])
-    solution, *_ = np.linalg.lstsq(design, np.concatenate([target, anchor * start]), rcond=None)
+    counted = np.sqrt(weights)[:, None]
+    design = np.vstack(
+        [counted * np.hstack([rows, np.ones((n, 1))]), np.hstack([anchor * np.eye(k), np.zeros((k, 1))])]
+    )
+    solution, *_ = np.linalg.lstsq(design, np.concatenate([counted[:, 0] * target, anchor * start]), rcond=None)
     return solution[:-1], solution[-1]
 
 
+def refit_by_hand(
+    layer: nn.Linear,
+    x: Tensor,
+    y: Tensor,
+    *,
+    ridge: float,
+    gamma: np.ndarray | None = None,
+    weights: Tensor | None = None,
+) -> None:
+    """Fit `gamma * layer(x)` to `y`, one output after another."""
+    rows, target = x.flatten(0, 1).numpy(), y.flatten(0, 1).numpy()
+    gamma = np.ones(target.shape[1]) if gamma is None else gamma
+    counted = np.ones(len(rows)) if weights is None else weights.flatten().numpy()
+    variance = np.average((rows - np.average(rows, axis=0, weights=counted)) ** 2, axis=0, weights=counted)
+    start = layer.weight.numpy().copy()
+    for d in range(target.shape[1]):
+        penalty = ridge * variance.mean() * (gamma**2).mean() / gamma[d] ** 2
+        weight, bias = ridge_by_hand(rows, target[:, d] / gamma[d], start[d], penalty, counted)
+        layer.weight[d] = torch.from_numpy(weight)
+        layer.bias[d] = bias
+
+
 @torch.no_grad()
-def sequential_by_hand(dense: AdaptedModel, plan: PrunePlan, images: Tensor, *, ridge: float) -> AdaptedModel:
-    """All images at once, one output after another."""
+def sequential_by_hand(
+    dense: AdaptedModel, plan: PrunePlan, images: Tensor, *, ridge: float, weights: List[Tensor] | None = None
+) -> AdaptedModel:
+    """All images at once, the MLPs alone."""
     pruned = prune(dense, plan=plan)
     wide = narrow = dense.stem(images)
     for index, site in enumerate(pruned.sites):
         wide = dense.close_block(index, *dense.open_block(index, wide))
         m, u = pruned.open_block(index, narrow)
-        rows, target = u.flatten(0, 1).numpy(), (wide - m).flatten(0, 1).numpy()
         block = dense.model.blocks[index]
-        gamma = block.ls2.gamma.numpy() if hasattr(block.ls2, "gamma") else np.ones(target.shape[1])
-        start = site.down.weight.numpy().copy()
-        for d in range(target.shape[1]):
-            penalty = ridge * rows.var(0).mean() * (gamma**2).mean() / gamma[d] ** 2
-            weight, bias = ridge_by_hand(rows, target[:, d] / gamma[d], start[d], penalty)
-            site.down.weight[d] = torch.from_numpy(weight)
-            site.down.bias[d] = bias
+        gamma = block.ls2.gamma.numpy() if hasattr(block.ls2, "gamma") else None
+        refit_by_hand(
+            site.down, u, wide - m, ridge=ridge, gamma=gamma, weights=None if weights is None else weights[index]
+        )
         narrow = pruned.close_block(index, m, u)
     return pruned
 
@@ -74,7 +103,7 @@ def sequential_by_hand(dense: AdaptedModel, plan: PrunePlan, images: Tensor, *, 
 def test_it_is_the_slow_reading_of_its_definition(scale, size):
     adapted, images = make(scale), images_of(10)
     plan = half(adapted)
-    pruned = prune(adapted, plan=plan, compensation=Sequential(ridge=0.01), batches=batches_of(images, size))
+    pruned = prune(adapted, plan=plan, compensation=Sequential(ridge=0.01, **PLAIN), batches=batches_of(images, size))
     expected = sequential_by_hand(adapted, plan, images, ridge=0.01)
     for one, other in zip(pruned.sites, expected.sites, strict=True):
         torch.testing.assert_close(one.down.weight, other.down.weight, rtol=1e-7, atol=1e-9)
@@ -83,12 +112,81 @@ def test_it_is_the_slow_reading_of_its_definition(scale, size):
     torch.testing.assert_close(pruned.model(images), expected.model(images), rtol=1e-7, atol=1e-9)
 
 
+def test_tokens_count_as_much_as_the_answer_listens_to_them():
+    adapted, images = make(), images_of(10)
+    plan, batches = half(adapted), batches_of(images)
+    weights = token_weights(adapted, batches, seed=5)
+    settings = Sequential(ridge=0.01, token_weights=True, refit_attention=False)
+    pruned = prune(adapted, plan=plan, compensation=settings, batches=batches, seed=5)
+    by_block = [torch.cat([batch[site.name] for batch in weights]) for site in adapted.sites]
+    expected = sequential_by_hand(adapted, plan, images, ridge=0.01, weights=by_block)
+    for one, other in zip(pruned.sites, expected.sites, strict=True):
+        torch.testing.assert_close(one.down.weight, other.down.weight, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(one.down.bias, other.down.bias, rtol=1e-6, atol=1e-8)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", ["random", "none"])
+def test_the_attention_is_fitted_behind_the_first_narrowed_block(scale):
+    adapted, images = make(scale), images_of(10)
+    plan = half(adapted)
+    settings = Sequential(ridge=0.01)
+    pruned = prune(adapted, plan=plan, compensation=settings, batches=batches_of(images))
+    for part in ("qkv", "proj"):  # nothing to repair in front of block 0
+        assert torch.equal(
+            pruned.model.get_submodule(f"blocks.0.attn.{part}").weight,
+            adapted.model.get_submodule(f"blocks.0.attn.{part}").weight,
+        )
+    expected = sequential_by_hand(adapted, half(adapted, exclude_blocks=[1, 2]), images, ridge=0.01)
+    wide = adapted.close_block(0, *adapted.open_block(0, adapted.stem(images)))
+    narrow = pruned.close_block(0, *pruned.open_block(0, pruned.stem(images)))
+    dense, attn = adapted.model.blocks[1], expected.model.blocks[1].attn
+    attn.load_state_dict(dense.attn.state_dict())
+    x, x_dense = dense.norm1(narrow), dense.norm1(wide)
+    refit_by_hand(attn.qkv, x, dense.attn.qkv(x_dense), ridge=0.01)
+    mixed: list[Tensor] = []
+    attn.proj.register_forward_pre_hook(lambda _, args: mixed.append(args[0]))
+    attn(x)
+    m, _ = adapted.open_block(1, wide)
+    gamma = dense.ls1.gamma.numpy() if scale == "random" else None
+    refit_by_hand(attn.proj, mixed[0], m - narrow, ridge=0.01, gamma=gamma)
+    for part in ("qkv", "proj"):
+        found, wanted = getattr(pruned.model.blocks[1].attn, part), getattr(attn, part)
+        torch.testing.assert_close(found.weight, wanted.weight, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(found.bias, wanted.bias, rtol=1e-7, atol=1e-9)
+
+
+@torch.no_grad()
+def test_fitting_the_attention_repairs_more_of_what_the_last_mlp_sees():
+    adapted, images = make("none"), images_of(40)
+    plan, batches, new = half(adapted), batches_of(images), images_of(200, seed=2)
+
+    def last_state(each: AdaptedModel) -> Tensor:
+        h = each.stem(new)
+        for index in range(2):
+            h = each.close_block(index, *each.open_block(index, h))
+        return each.open_block(2, h)[0]
+
+    mlps = prune(adapted, plan=plan, compensation=Sequential(ridge=1e-3, refit_attention=False), batches=batches)
+    both = prune(adapted, plan=plan, compensation=Sequential(ridge=1e-3), batches=batches)
+    expected = last_state(adapted)
+    assert (last_state(both) - expected).norm() < 0.99 * (last_state(mlps) - expected).norm()
+
+
+@pytest.mark.parametrize("size", [1, 3, 10])
+def test_the_size_of_the_batches_does_not_matter(size):
+    adapted, images = make(), images_of(10)
+    once = prune(adapted, plan=half(adapted), compensation="sequential", batches=batches_of(images, 4))
+    again = prune(adapted, plan=half(adapted), compensation="sequential", batches=batches_of(images, size))
+    torch.testing.assert_close(once.model(images), again.model(images), rtol=1e-7, atol=1e-9)
+
+
 def test_the_first_narrowed_block_is_fitted_as_by_least_squares():
     adapted, images = make("uniform"), images_of(10)
     plan = half(adapted, exclude_blocks=[0])
     statistics = collect_statistics(adapted, batches_of(images), covariance=True)
     plain = prune(adapted, plan=plan, compensation=LeastSquares(ridge=0.01), statistics=statistics)
-    fitted = prune(adapted, plan=plan, compensation=Sequential(ridge=0.01), batches=batches_of(images))
+    fitted = prune(adapted, plan=plan, compensation=Sequential(ridge=0.01, **PLAIN), batches=batches_of(images))
     torch.testing.assert_close(fitted.sites[1].down.weight, plain.sites[1].down.weight, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(fitted.sites[1].down.bias, plain.sites[1].down.bias, rtol=1e-9, atol=1e-10)
     assert (fitted.sites[2].down.weight - plain.sites[2].down.weight).abs().max() > 0.01
@@ -114,7 +212,9 @@ def test_removing_neurons_that_are_functions_of_kept_ones_changes_nothing():
             parameter[0::2] = parameter[1::2]
             parameter[[0, -1, -2]] = 0.0  # constant and dead ones
         block.mlp.fc1.bias.data[0] = 2.0
-    pruned = prune(adapted, plan=half(adapted), compensation=Sequential(ridge=1e-12), batches=batches_of(images_of(10)))
+    pruned = prune(
+        adapted, plan=half(adapted), compensation=Sequential(ridge=1e-12, **PLAIN), batches=batches_of(images_of(10))
+    )
     new = images_of(4, seed=2)
     torch.testing.assert_close(pruned.model(new), adapted.model(new), rtol=1e-8, atol=1e-8)
 
@@ -142,7 +242,9 @@ def test_outputs_that_do_not_reach_the_stream_stay_and_those_that_hardly_do_are_
     for block in adapted.model.blocks:
         block.ls2.gamma.data[3] = 0.0
         block.ls2.gamma.data[4] = 1e-9
-    pruned = prune(adapted, plan=half(adapted), compensation=Sequential(ridge=ridge), batches=batches_of(images))
+    pruned = prune(
+        adapted, plan=half(adapted), compensation=Sequential(ridge=ridge, **PLAIN), batches=batches_of(images)
+    )
     for narrow, wide in zip(pruned.sites, adapted.sites, strict=True):
         assert torch.equal(narrow.down.weight[3], wide.down.weight[3, 1::2])
         assert narrow.down.bias[3] == wide.down.bias[3]

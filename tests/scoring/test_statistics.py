@@ -50,6 +50,25 @@ def test_moments_are_those_of_all_rows_at_once(size, covariance):
             assert moments.covariance is None
 
 
+def test_weights_count_rows_as_often_as_they_say():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(40, 5, dtype=torch.float64, generator=generator)
+    times = torch.randint(0, 4, (40,), generator=generator)
+    repeated = rows.repeat_interleave(times, dim=0)
+    found = Moments.of(rows, covariance=True, weights=times * 40 / times.sum())
+    expected = Moments.of(repeated, covariance=True)
+    torch.testing.assert_close(found.mean, expected.mean, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(found.variance, expected.variance, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(found.covariance, expected.covariance, rtol=1e-6, atol=1e-8)
+
+
+def test_products_of_float32_rows_lose_nothing_that_matters():
+    rows = 100 + torch.randn(20_000, 4, generator=torch.Generator().manual_seed(0))
+    found = Moments.of(rows, covariance=True)
+    expected = torch.cov(rows.double().T, correction=0)
+    torch.testing.assert_close(found.covariance, expected, rtol=0, atol=1e-6)
+
+
 def test_merging_is_stable_where_sums_of_squares_are_not():
     rows = 1e8 + torch.randn(1000, 3, dtype=torch.float64)
     first, *rest = [Moments.of(part, covariance=True) for part in rows.split(10)]
