@@ -28,9 +28,9 @@ def test_random_depends_on_the_seed_and_the_site_only():
 
 def test_criteria_say_what_they_need():
     needs = {name: get_criterion(name) for name in list_criteria()}
-    assert {name for name, cls in needs.items() if cls.needs_labels} == {"taylor", "hessian"}
+    assert {name for name, cls in needs.items() if cls.needs_labels} == {"taylor", "hessian", "snip"}
     assert {name for name, cls in needs.items() if cls.needs_statistics} == {
-        *("variance", "variance-weighted", "output-sensitivity")
+        *("variance", "variance-weighted", "output-sensitivity", "energy", "wanda", "obs")
     }
     assert {name for name, cls in needs.items() if cls.stochastic} == {"random"}
     with pytest.raises(ValueError, match="criterion 'variance' needs activation statistics"):
