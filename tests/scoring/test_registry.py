@@ -44,8 +44,8 @@ def test_options_survive_a_recipe():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("tayler", "unknown criterion 'tayler'; did you mean 'taylor'? choose from fpgm, hessian, lamp"),
-        ("xyz", "unknown criterion 'xyz'; choose from fpgm"),
+        ("tayler", "unknown criterion 'tayler'; did you mean 'taylor'? choose from energy, fpgm, hessian, lamp"),
+        ("xyz", "unknown criterion 'xyz'; choose from energy"),
         (3, "a criterion is a name or a mapping with the key 'name', got 3"),
         ({"importance": "mass"}, "a criterion is a name or a mapping with the key 'name', got {'importance'"),
         ({"name": "path", "redcue": "max"}, "criterion 'path': unknown key 'redcue'; did you mean 'reduce'? choose"),

@@ -66,7 +66,7 @@ def test_products_of_float32_rows_lose_nothing_that_matters():
     rows = 100 + torch.randn(20_000, 4, generator=torch.Generator().manual_seed(0))
     found = Moments.of(rows, covariance=True)
     expected = torch.cov(rows.double().T, correction=0)
-    torch.testing.assert_close(found.covariance, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.covariance, expected, rtol=0, atol=5e-6)
 
 
 def test_merging_is_stable_where_sums_of_squares_are_not():
