@@ -285,11 +285,17 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to commit to.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    license: Annotated[
+        str | None, typer.Option(help="Licence of the weights, such as apache-2.0, for the card.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the checkpoint; contact nobody.")] = False,
 ) -> None:
     """Upload a checkpoint and its model card to the hub, and check what arrived."""
+    from pathprune.models.checkpoint import describe_pruned
     from pathprune.models.hub import push_to_hub
 
+    if license:
+        describe_pruned(checkpoint, license=license)
     pushed = push_to_hub(
         checkpoint,
         repository,

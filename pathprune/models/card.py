@@ -28,7 +28,7 @@ model = AutoModelForImageClassification.from_pretrained("path/to/this/folder")
 ```
 """
 _NOT_BY_TIMM = """\
-timm has one `mlp_ratio` for all blocks and cannot build this model by itself; pathprune's README has a loader of a few
+timm has one `mlp_ratio` for all MLPs and cannot build this model by itself; pathprune's README has a loader of a few
 lines that needs torch, timm and safetensors alone.
 """
 

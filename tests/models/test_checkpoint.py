@@ -341,7 +341,7 @@ def test_timm_is_not_told_of_a_model_that_it_cannot_build(tmp_path):
     save_pruned(make(widths=(7, 40)), tmp_path / "p")
     with pytest.raises(KeyError, match="architecture"):
         timm.create_model(f"local-dir:{tmp_path / 'p'}", pretrained=True)
-    assert "timm has one `mlp_ratio` for all blocks" in (tmp_path / "p" / "README.md").read_text()
+    assert "timm has one `mlp_ratio` for all MLPs" in (tmp_path / "p" / "README.md").read_text()
 
 
 ROW = {"num_images": 400, "top1_ci": [0.7, 0.8], "retention_ci": [0.9, 0.95], "num_params": 2e6, "macs": 3e6}

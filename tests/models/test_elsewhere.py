@@ -1,0 +1,82 @@
+"""Pruned checkpoints of every family, loaded without pathprune: by timm, and by the README's loader."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from pathprune.export import Format, export_model
+from pathprune.models.adapt import adapt
+from pathprune.models.checkpoint import save_pruned
+from pathprune.models.pruned_config import native_keys
+from pathprune.models.seam import AdaptedModel
+from pathprune.pruning import make_plan, prune
+from tests.families import FAMILIES
+
+OTHER_MLPS = {"vit-attention-pooling", "vit-so400m"}  # the head has one, of timm's same `mlp_ratio`
+FUSED = {
+    "vit-parallel-scaling",
+    "vit-parallel-scaling-average",
+}  # one layer for attention and MLP, which knows its sizes
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.fixture(scope="module")
+def plain_load() -> Callable[[Path], nn.Module]:
+    """The loader in the README."""
+    (code,) = re.findall(r"```python\n([^`]*?\ndef load\(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    return names["load"]
+
+
+def halved(name: str) -> AdaptedModel:
+    adapted = adapt(FAMILIES[name].make())
+    scores = {site.name: torch.rand(site.width, generator=torch.Generator().manual_seed(2)) for site in adapted.sites}
+    return prune(adapted, plan=make_plan(scores, sites=adapted.sites, ratio=0.5))
+
+
+def images_of(adapted: AdaptedModel) -> Tensor:
+    return torch.randn(4, *adapted.input_size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_every_family_loads_without_pathprune(
+    name: str, tmp_path: Path, plain_load: Callable[[Path], nn.Module]
+) -> None:
+    pruned = halved(name)
+    images = images_of(pruned)
+    expected = pruned.model(images)
+    folder = save_pruned(pruned.model, tmp_path / "pruned")
+    assert bool(native_keys(folder)) == (name not in OTHER_MLPS)
+    if name not in OTHER_MLPS:
+        again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        torch.testing.assert_close(again(images), expected, rtol=1e-6, atol=1e-6)
+    if name in FUSED:
+        with pytest.raises(RuntimeError, match="split"):  # not a wrong answer
+            plain_load(folder)(images)
+    else:
+        torch.testing.assert_close(plain_load(folder)(images), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_gives_the_same_logits_in_onnx(name: str, tmp_path: Path) -> None:
+    pruned = halved(name)
+    images = images_of(pruned)
+    (found,) = export_model(
+        pruned.model, tmp_path / "out", formats=[Format("onnx")], images=images, batch_size=2, repeats=1
+    )
+    with torch.no_grad():
+        scale = float(pruned.model(images).abs().max())
+    assert found.agreement == 1.0
+    assert found.max_logit_difference <= 1e-4 * scale
