@@ -253,11 +253,11 @@ class Mining:
 
     def _remedy(self) -> str:
         config = self._config
+        if config.precision != "no":  # whose rounding more nodes do not undo
+            return "mine.precision=no does not round"
         if config.nodes != "auto":
             return "raise mine.nodes, or let mine.nodes=auto choose"
-        return (
-            "mine.precision=no is exact" if config.precision != "no" else "mine.rule=gauss-legendre needs fewer nodes"
-        )
+        return "mine.rule=gauss-legendre needs fewer nodes"
 
     def _check(self, tokens: Tokens) -> PathAccuracy:
         config, images = self._config, self._splits.images("mine")
