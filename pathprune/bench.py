@@ -14,8 +14,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from pathprune.backends import BACKENDS, BackendError, make_run, missing_packages
 from pathprune.evaluation import count_macs, count_params
-from pathprune.evaluation.backends import BACKENDS, BackendError, make_run, missing_packages
 from pathprune.evaluation.latency import LatencyResult, device_name, speedup, time_in_turns
 from pathprune.evaluation.memory import peak_memory
 from pathprune.experiment import Experiment

@@ -13,9 +13,9 @@ from rich.console import Console
 from tiny import tiny_recipe, write_data, write_model
 
 from pathprune import bench as bench_module
+from pathprune.backends import BackendError
 from pathprune.bench import BenchConfig, bench, bench_groups
 from pathprune.cli import main
-from pathprune.evaluation.backends import BackendError
 from pathprune.pipeline import prune_recipe
 from pathprune.report.bench import bench_page, bench_table, bench_words
 from pathprune.report.page import Figure, Table

@@ -23,6 +23,7 @@ STAGES = [
     {"recovery"},
     {"evaluation"},
     {"export"},
+    {"backends"},
     {"report"},
     {"recipe"},
     {"runs"},

@@ -51,7 +51,7 @@ class Format:
             _quantize(file.with_name(Format(self.runtime).file), file)
             return
         graph = _InHalf(model) if self.precision == "half" else model
-        write = _write_onnx if self.runtime == "onnx" else _write_program
+        write = write_onnx if self.runtime == "onnx" else _write_program
         write(graph, file, example, dynamic_batch)
 
     def open(self, file: Path) -> Runner:
@@ -95,7 +95,8 @@ def _shapes(dynamic_batch: bool) -> Any:
     return ({0: torch.export.Dim("batch")},) if dynamic_batch else None
 
 
-def _write_onnx(model: nn.Module, file: Path, example: Tensor, dynamic_batch: bool) -> None:
+def write_onnx(model: nn.Module, file: Path, example: Tensor, dynamic_batch: bool) -> None:
+    """Write `model` as one ONNX file, for the batch size of `example` `[B, C, H, W]` or for any."""
     with _quiet("torch.onnx", "onnxscript", "onnx_ir"):
         torch.onnx.export(
             model,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import logging
 import tempfile
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from pathprune.export.formats import write_onnx
 
 BACKENDS = ("eager", "compiled", "onnxruntime")
 
@@ -66,7 +66,10 @@ def _session_run(model: nn.Module, images: Tensor) -> Callable[[], object]:
     options.log_severity_level = 3  # warnings of its optimizer are not about the model
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
-        _export(model, images, file)
+        try:
+            write_onnx(model, file, images, dynamic_batch=False)
+        except Exception as error:  # as above
+            raise BackendError(f"the export to ONNX fails: {_first_line(error)}") from error
         session = onnxruntime.InferenceSession(str(file), options, providers=[provider])
     binding = session.io_binding()
     index = images.device.index or 0
@@ -74,20 +77,6 @@ def _session_run(model: nn.Module, images: Tensor) -> Callable[[], object]:
     binding.bind_ortvalue_input(session.get_inputs()[0].name, value)
     binding.bind_output(session.get_outputs()[0].name, images.device.type, index)
     return lambda: session.run_with_iobinding(binding)
-
-
-def _export(model: nn.Module, images: Tensor, file: Path) -> None:
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of the exporter, about itself
-            torch.onnx.export(model, (images,), file, dynamo=True, external_data=False, verbose=False)
-    except Exception as error:  # as above
-        raise BackendError(f"the export to ONNX fails: {_first_line(error)}") from error
-    finally:
-        logger.setLevel(level)
 
 
 def _first_line(error: Exception) -> str:

@@ -7,8 +7,8 @@ import timm
 import torch
 from torch import nn
 
-from pathprune.evaluation import backends
-from pathprune.evaluation.backends import BackendError, make_run
+from pathprune import backends
+from pathprune.backends import BackendError, make_run
 
 IMAGES = torch.randn(2, 3, 8, 8)
 
