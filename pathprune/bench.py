@@ -61,7 +61,9 @@ class Group:
         return {"dense": self.dense, **self.pruned}
 
 
-def bench_groups(targets: Sequence[str], overrides: Sequence[str] = ()) -> tuple[list[Group], Path]:
+def bench_groups(
+    targets: Sequence[str], overrides: Sequence[str] = (), *, overwrite: bool = False
+) -> tuple[list[Group], Path]:
     """The models that `targets` name, and the folder for what is measured.
 
     A target is a recipe, a run folder (its recipe counts), or a checkpoint that pathprune wrote. Variants of one recipe
@@ -79,7 +81,7 @@ def bench_groups(targets: Sequence[str], overrides: Sequence[str] = ()) -> tuple
             overrides = [*overrides, f"output={path}"]
         elif path.is_dir():
             raise ValueError(f"{path} is no checkpoint that pathprune wrote, and no run folder")
-        experiment = Experiment(load_recipe(target, overrides))
+        experiment = Experiment(load_recipe(target, overrides), overwrite=overwrite)
         groups[target] = _of_recipe(experiment)
         folder = folder or experiment.folder.path
     return list(groups.values()), folder or Path("runs") / "bench"

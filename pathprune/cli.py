@@ -209,6 +209,7 @@ def bench(
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     output: Annotated[Path | None, typer.Option(help="Folder for the results; by default the recipe's.")] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Time dense against pruned models, in turns: eagerly, compiled, and in ONNX Runtime; with memory."""
     from pydantic import ValidationError
@@ -232,7 +233,7 @@ def bench(
         option = str(first["loc"][0]).replace("_", "-")
         raise ValueError(f"--{option}: {first['msg'].lower()}, got {first['input']!r}") from None
     overrides = [target for target in targets if "=" in target]
-    groups, folder = bench_groups([target for target in targets if "=" not in target], overrides)
+    groups, folder = bench_groups([target for target in targets if "=" not in target], overrides, overwrite=overwrite)
     rows = measure(groups, config, folder=output or folder)
     page = bench_page(rows)
     write_text((output or folder) / "bench.html", render(page))
