@@ -10,6 +10,7 @@ from pathprune.scoring.criteria import (
     score,
 )
 from pathprune.scoring.path_criteria import PathClassCriterion, PathCriterion
+from pathprune.scoring.path_surgeon import PathSurgeon, path_sensitivity
 from pathprune.scoring.plain_criteria import Random, Variance, VarianceWeighted
 from pathprune.scoring.scores import Scores, checked_scores
 from pathprune.scoring.sensitivity import OutputSensitivity, output_sensitivity
@@ -42,6 +43,7 @@ __all__ = [
     "OutputSensitivity",
     "PathClassCriterion",
     "PathCriterion",
+    "PathSurgeon",
     "Random",
     "Scores",
     "ScoresImportance",
@@ -59,6 +61,7 @@ __all__ = [
     "list_criteria",
     "output_sensitivity",
     "parse_criterion",
+    "path_sensitivity",
     "register",
     "score",
 ]

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -34,19 +35,24 @@ class BrainSurgeon(Criterion):
     ridge: float = Field(1e-3, gt=0, allow_inf_nan=False)
 
     def __call__(self, context: ScoringContext) -> Scores:
-        assert context.statistics is not None, "score() checks what a criterion needs"
-        scores = {}
-        for site in context.adapted.sites:
-            covariance_WW = context.statistics.sites[site.name].covariance
-            assert covariance_WW is not None, "score() checks what a criterion needs"
-            penalty = self.ridge * float(covariance_WW.diagonal().mean())
-            if penalty > 0:
-                weight_DW = site.down.weight.detach().cpu().to(torch.float64)
-                order_W, error_W = removal_order(weight_DW, covariance_WW, penalty=penalty)
-                scores[site.name] = torch.empty_like(error_W).scatter(0, order_W, _rising(error_W))
-            else:  # no neuron ever changes, so any may go
-                scores[site.name] = torch.zeros(site.width, dtype=torch.float64)
-        return scores
+        weights = {site.name: site.down.weight.detach().cpu().to(torch.float64) for site in context.adapted.sites}
+        return surgeon_scores(context, weights=weights, ridge=self.ridge)
+
+
+def surgeon_scores(context: ScoringContext, *, weights: Mapping[str, Tensor], ridge: float) -> Scores:
+    """The error that each neuron's going adds to `weights @ u`, by site, at least that of the one before it."""
+    assert context.statistics is not None, "score() checks what a criterion needs"
+    scores = {}
+    for site in context.adapted.sites:
+        covariance_WW = context.statistics.sites[site.name].covariance
+        assert covariance_WW is not None, "score() checks what a criterion needs"
+        penalty = ridge * float(covariance_WW.diagonal().mean())
+        if penalty > 0:
+            order_W, error_W = removal_order(weights[site.name], covariance_WW, penalty=penalty)
+            scores[site.name] = torch.empty_like(error_W).scatter(0, order_W, _rising(error_W))
+        else:  # no neuron ever changes, so any may go
+            scores[site.name] = torch.zeros(site.width, dtype=torch.float64)
+    return scores
 
 
 def removal_order(weight_DW: Tensor, covariance_WW: Tensor, *, penalty: float) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ def test_criteria_say_what_they_need():
     needs = {name: get_criterion(name) for name in list_criteria()}
     assert {name for name, cls in needs.items() if cls.needs_labels} == {"taylor", "hessian", "snip"}
     assert {name for name, cls in needs.items() if cls.needs_statistics} == {
-        *("variance", "variance-weighted", "output-sensitivity", "energy", "wanda", "obs")
+        *("variance", "variance-weighted", "output-sensitivity", "energy", "wanda", "obs", "path-obs")
     }
     assert {name for name, cls in needs.items() if cls.stochastic} == {"random"}
     with pytest.raises(ValueError, match="criterion 'variance' needs activation statistics"):

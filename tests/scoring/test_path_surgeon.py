@@ -1,0 +1,113 @@
+"""Sensitivity along paths against a slow loop by the steps of the seam, and the order that it leads to."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from pathprune.models.adapt import adapt
+from pathprune.models.seam import AdaptedModel
+from pathprune.scoring import ScoringContext, collect_statistics, output_sensitivity, path_sensitivity, score
+
+TINY = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 12, "num_heads": 2, "num_classes": 5, "mlp_ratio": 2}
+
+
+def make() -> AdaptedModel:
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", **TINY, init_values=0.5).double().train()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return adapt(model)
+
+
+def batches_of(images: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+    return [(part, torch.full((len(part),), -7)) for part in images.split(size)]  # labels that nobody may read
+
+
+def images_of(count: int) -> Tensor:
+    return torch.randn(count, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def slow_sensitivity(adapted: AdaptedModel, images: Tensor, *, nodes: int, seed: int) -> list[Tensor]:
+    """Per block `[D, D]`, one image after another, the block's MLP output made a leaf at every node."""
+    adapted.model.eval()
+    generator = torch.Generator().manual_seed(seed)
+    points, weights = np.polynomial.legendre.leggauss(nodes)
+    totals = [torch.zeros(12, 12, dtype=torch.float64) for _ in adapted.sites]
+    for image in images:
+        direction = torch.randn(5, generator=generator).double()
+        direction = direction - direction.mean()
+        for block, site in enumerate(adapted.sites):
+            integral = torch.zeros(5, 12, dtype=torch.float64)
+            for point, weight in zip(points, weights, strict=True):
+                h = adapted.stem(image[None])
+                for index in range(len(adapted.sites)):
+                    m, u = adapted.open_block(index, h)
+                    h = adapted.close_block(index, m, u)
+                    if index == block:
+                        out = site.down((point + 1) / 2 * u).detach().requires_grad_()
+                        h = m.detach() + adapted.residual_scale(index) * out
+                (gradient,) = torch.autograd.grad(adapted.head(h)[0] @ direction, out)
+                integral += weight / 2 * gradient[0]
+            totals[block] += integral.T @ integral / integral.square().sum() / len(images)
+    return totals
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_it_is_the_second_moment_of_the_integrated_gradients(nodes, size):
+    adapted, images = make(), images_of(4)
+    found = path_sensitivity(adapted, batches_of(images, size), nodes=nodes, seed=3)
+    assert all(module.training for module in adapted.model.modules())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in adapted.model.parameters())
+    for site, expected in zip(adapted.sites, slow_sensitivity(adapted, images, nodes=nodes, seed=3), strict=True):
+        torch.testing.assert_close(found[site.name], expected, rtol=1e-9, atol=1e-12)
+        assert found[site.name].trace() == pytest.approx(1.0)
+
+
+def test_where_the_answer_is_linear_in_the_block_the_path_changes_nothing():
+    adapted, images = make(), images_of(4)
+    adapted.model.norm = nn.Identity()  # what comes after the last block is then linear
+    along = path_sensitivity(adapted, batches_of(images, 2), seed=3)
+    at_the_end = output_sensitivity(adapted, batches_of(images, 2), seed=3)
+    first, last = (site.name for site in adapted.sites)
+    torch.testing.assert_close(along[last], at_the_end[last], rtol=1e-9, atol=1e-12)
+    assert (along[first] - at_the_end[first]).abs().max() > 1e-4
+
+
+def test_the_order_is_obs_on_what_the_answer_listens_to():
+    adapted, images = make(), images_of(6)
+    batches = batches_of(images, 3)
+    statistics = collect_statistics(adapted, batches, covariance=True)
+    context = ScoringContext(adapted=adapted, batches=batches, statistics=statistics, seed=3)
+    found = score(context, criterion={"name": "path-obs", "ridge": 0.1, "num_images": 4})
+    sensitivity = path_sensitivity(adapted, batches_of(images[:4], 2), seed=3)
+    for site in adapted.sites:
+        covariance = statistics.sites[site.name].covariance
+        penalised = covariance + 0.1 * covariance.diagonal().mean() * torch.eye(24, dtype=torch.float64)
+        weight = site.down.weight.detach()
+        error = torch.stack([weight[:, j] @ sensitivity[site.name] @ weight[:, j] for j in range(24)])
+        first = int((error / torch.linalg.inv(penalised).diagonal()).argmin())
+        assert int(found[site.name].argmin()) == first
+        assert len(found[site.name].unique()) == 24
+    plain = score(context, criterion={"name": "obs", "ridge": 0.1})
+    assert any(not torch.equal(found[name].argsort(), plain[name].argsort()) for name in found)
+
+
+def test_a_direction_that_the_answer_is_deaf_to_goes_first():
+    adapted, images = make(), images_of(6)
+    with torch.no_grad():  # the head reads the first half of the stream, and so does the norm before it
+        adapted.model.norm = nn.Identity()
+        adapted.model.head.weight[:, 6:] = 0.0
+        adapted.sites[-1].down.weight[:6, :8] = 0.0  # the last block's first neurons write into the other half
+    batches = batches_of(images, 3)
+    statistics = collect_statistics(adapted, batches, covariance=True)
+    context = ScoringContext(adapted=adapted, batches=batches, statistics=statistics)
+    scores = score(context, criterion="path-obs")[adapted.sites[-1].name]
+    assert set(scores.argsort()[:8].tolist()) == set(range(8))
+
+
+def test_no_images_are_named():
+    with pytest.raises(ValueError, match="path sensitivity needs at least one image"):
+        path_sensitivity(make(), [])
