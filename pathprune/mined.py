@@ -187,19 +187,17 @@ class Mining:
                     num_shards = self._mine(tokens, shards)
                 self._accelerator.wait_for_everyone()
 
-                def save(stats: ClassStats, folder: Path) -> None:
+                def save(_: None, folder: Path) -> None:
                     folder.mkdir()
-                    stats.save(folder / "stats.safetensors")
+                    shards.save_sums(num_shards, folder / "stats.safetensors")
                     save_paths(shards.paths(num_shards), folder / "paths.parquet")
 
-                with self._main_first():
-                    stats = self._folder.artifact(
-                        name, key=key, make=lambda: shards.sum(num_shards), save=save, load=load
-                    )
-                found = (stats,)
-                self.work(tokens)
                 if self._folder.main:
+                    self._folder.artifact(name, key=key, make=lambda: None, save=save, load=lambda _: None)
                     shards.remove()
+                self._accelerator.wait_for_everyone()
+                found = (load(self._folder.path / name),)
+                self.work(tokens)
             (self._stats[tokens],) = found
         return self._stats[tokens]
 

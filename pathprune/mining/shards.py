@@ -3,11 +3,12 @@
 A shard is on the disk whole or not at all. It carries the schema version, the key of what it was mined from (model,
 images, settings) and a checksum of its content; one that does not hold what it should is named, and mined again.
 
-<folder>/00000.safetensors    `num_images`, `count.<site>`, `mass.<site>`, `published-mass.<site>` of the classes that
-                              occur (`classes`), and `indices`, `labels`, `predictions`, `targets`, `jas`, `paths`
+<folder>/00000.safetensors    `num_images`, `mass.<site>`, `published-mass.<site>` (float32) of the classes that occur
+                              (`classes`), and `indices`, `labels`, `predictions`, `targets`, `jas`, `paths`, which
+                              the counts follow from
 """
 
-# C classes that occur in a shard, K classes, W_l neurons of layer l
+# C classes that occur in a shard, W_l neurons of layer l
 
 from __future__ import annotations
 
@@ -24,8 +25,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pathprune.files import written_whole
-from pathprune.mining.paths import ClassStats, PathSet
-from pathprune.mining.records import SCHEMA_VERSION, Settings
+from pathprune.mining.paths import KINDS, ClassStats, PathSet, add_counts, save_stats
+from pathprune.mining.records import Settings
+
+SCHEMA_VERSION = 2
+BLOCK_BYTES = 2**26  # of the sums that are in memory at once when shards are added up
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +98,10 @@ class ShardFolder:
 
     def write(self, number: int, shard: Shard) -> None:
         """Store a finished shard, all or nothing."""
-        tensors = {"classes": shard.classes, **shard.stats.tensors(), **shard.paths.tensors()}
+        tensors = {"classes": shard.classes, **shard.paths.tensors()}
+        for name, sums in shard.stats.tensors().items():
+            if not name.startswith("count."):
+                tensors[name] = sums if name == "num_images" else sums.float()
         about = {"schema": str(SCHEMA_VERSION), "key": self.key, "checksum": _checksum(tensors, self.key)}
         with written_whole(self.file(number)) as part:
             save_file(tensors, part, about)
@@ -112,24 +119,48 @@ class ShardFolder:
             raise ShardError(f"shard {file} was mined from another model, other images or settings")
         if about.get("checksum") != _checksum(tensors, self.key):
             raise ShardError(f"shard {file} was altered: its checksum does not fit its content")
-        sites = tuple(self.widths)
-        names = [self.class_names[index] for index in tensors["classes"].tolist()]
-        return Shard(
-            tensors["classes"],
-            ClassStats.of_tensors(tensors, sites, names, self.settings),
-            PathSet.of_tensors(tensors, sites, self.class_names, self.settings),
+        sites, classes = tuple(self.widths), tensors["classes"]
+        paths = PathSet.of_tensors(tensors, sites, self.class_names, self.settings)
+        count = tuple(torch.zeros(len(classes), width) for width in self.widths.values())
+        add_counts(count, paths.paths, torch.searchsorted(classes, paths.labels))
+        stats = ClassStats(
+            site_names=sites,
+            class_names=tuple(self.class_names[index] for index in classes.tolist()),
+            num_images=tensors["num_images"],
+            count=count,
+            mass=tuple(tensors[f"mass.{site}"] for site in sites),
+            published_mass=tuple(tensors[f"published-mass.{site}"] for site in sites),
+            settings=self.settings,
+        )
+        return Shard(classes, stats, paths)
+
+    def save_sums(self, num_shards: int, file: Path) -> None:
+        """Write the statistics of all shards, summed in their order, as `ClassStats.save` does.
+
+        One shard is in memory at a time, and of the sums those of as many classes as fit into `BLOCK_BYTES`. Raises
+        `ShardError` where a shard is missing or unsound.
+        """
+        save_stats(
+            self._sums(num_shards), file, widths=self.widths, class_names=self.class_names, settings=self.settings
         )
 
-    def sum(self, num_shards: int) -> ClassStats:
-        """The statistics of all shards, summed in their order, one in memory at a time.
-
-        Raises `ShardError` where a shard is missing or unsound.
-        """
-        stats = ClassStats.empty(self.widths, self.class_names, self.settings)
+    def _sums(self, num_shards: int) -> Iterator[tuple[int, ClassStats]]:
+        """The sums of the classes of all shards in blocks, each with its first class."""
+        size = max(1, BLOCK_BYTES // (len(KINDS) * 8 * sum(self.widths.values())))
+        first, block = 0, self._empty(0, size)
         for number in range(num_shards):
             shard = self.read(number)
-            stats.add_classes(shard.classes, shard.stats)
-        return stats
+            for start in sorted({index // size * size for index in shard.classes.tolist()}):
+                assert start >= first, "shards are of ascending classes"
+                if start > first:
+                    yield first, block
+                    first, block = start, self._empty(start, size)
+                inside = (start <= shard.classes) & (shard.classes < start + size)
+                block.add_classes(shard.classes[inside] - start, shard.stats.of_classes(inside))
+        yield first, block
+
+    def _empty(self, start: int, size: int) -> ClassStats:
+        return ClassStats.empty(self.widths, self.class_names[start : start + size], self.settings)
 
     def paths(self, num_shards: int) -> Iterator[PathSet]:
         """The paths of all shards that have any, in their order; raises as `sum` does."""

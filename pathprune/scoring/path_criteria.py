@@ -22,6 +22,7 @@ _LOGGER = logging.getLogger(__name__)
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
+_CLASSES_AT_ONCE = 512  # whose statistics of a layer are in memory together
 _TIE_DECIMALS = 9  # counts closer than this differ by rounding only
 
 
@@ -84,12 +85,16 @@ class PathCriterion(Criterion):
         return weight_K
 
     def _reduced(self, stats: ClassStats, kind: str, weight_K: Tensor) -> list[Tensor]:
-        weighed = weight_K > 0
-        weight_C1 = weight_K[weighed, None]
-        weighted = [weight_C1 * mean_KW[weighed] for mean_KW in stats.means(kind)]
-        if self.reduce == "max":
-            return [layer_CW.amax(0) for layer_CW in weighted]
-        return [layer_CW.sum(0) / weight_C1.sum() for layer_CW in weighted]
+        weight_of_sum_K = weight_K / stats.num_images.clamp(min=1)
+        chunks = torch.split(weight_K.nonzero().flatten(), _CLASSES_AT_ONCE)
+        reduced = []
+        for sums_KW in stats.sums(kind):
+            weighted = (weight_of_sum_K[chunk, None] * sums_KW[chunk] for chunk in chunks)
+            if self.reduce == "max":
+                reduced.append(torch.stack([layer_CW.amax(0) for layer_CW in weighted]).amax(0))
+            else:
+                reduced.append(torch.stack([layer_CW.sum(0) for layer_CW in weighted]).sum(0) / weight_K.sum())
+        return reduced
 
 
 @register("path-class")
@@ -110,7 +115,6 @@ def _break_ties(counts: list[Tensor], *, by: list[Tensor]) -> list[Tensor]:
 
 
 def _check_sites(stats: ClassStats, adapted: AdaptedModel) -> None:
-    mined = {name: count.shape[1] for name, count in zip(stats.site_names, stats.count, strict=True)}
     present = {site.name: site.width for site in adapted.sites}
-    if mined != present:
-        raise ValueError(f"paths were mined on neurons {mined}, the model has {present}; mine this model")
+    if stats.widths != present:
+        raise ValueError(f"paths were mined on neurons {stats.widths}, the model has {present}; mine this model")

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from pathprune.mining import ClassStats, MinedPaths
 from pathprune.mining import paths as paths_module
-from pathprune.mining.paths import normalised
+from pathprune.mining.paths import normalised, save_stats
 
 WIDTHS = {"blocks.0.mlp.fc2": 3, "blocks.1.mlp.fc2": 2}
 NAMES = ["cat", "dog", "eel"]
@@ -44,7 +44,7 @@ def assert_equal(first: ClassStats, second: ClassStats) -> None:
     assert torch.equal(first.num_images, second.num_images)
     for kind in ("count", "mass", "published-mass"):
         for a, b in zip(first.sums(kind), second.sums(kind), strict=True):
-            assert torch.equal(a, b)
+            assert torch.equal(a.float(), b.float())  # on the disk they are float32
 
 
 def test_sums_and_means_by_hand():
@@ -58,8 +58,8 @@ def test_sums_and_means_by_hand():
     # scores of the eels' first layer: [3, -3, 3] and [9, 1, -7]
     expected = torch.tensor([1 / 3 + 9 / 17, 1 / 3 + 1 / 17, 1 / 3 + 7 / 17], dtype=torch.float64)
     torch.testing.assert_close(stats.published_mass[0][2], expected)
-    assert stats.means("count")[0].tolist() == [[0, 1, 1], [0, 0, 0], [1, 0.5, 0.5]]
-    assert stats.means("mass")[1].tolist() == [[0, 1], [0, 0], [0.625, 0.375]]
+    assert next(stats.means("count")).tolist() == [[0, 1, 1], [0, 0, 0], [1, 0.5, 0.5]]
+    assert list(stats.means("mass"))[1].tolist() == [[0, 1], [0, 0], [0.625, 0.375]]
 
 
 def test_a_layer_without_attribution_has_no_mass():
@@ -112,15 +112,39 @@ def test_round_trip(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["stats.safetensors"]
 
 
+def test_what_is_loaded_can_be_added_to(tmp_path):
+    file = tmp_path / "stats.safetensors"
+    streamed().save(file)
+    loaded, expected = ClassStats.load(file), streamed()
+    for stats in (loaded, expected):
+        stats.update(ONE, torch.tensor([1]))
+    assert_equal(loaded, expected)
+    assert_equal(ClassStats.load(file), streamed())
+    assert_equal(ClassStats.load(file) + ClassStats.load(file), streamed() + streamed())
+
+
+def test_blocks_of_classes_make_the_file_that_all_of_them_make(tmp_path):
+    stats, about = streamed(), {"widths": WIDTHS, "class_names": NAMES, "settings": {"method": "jas", "nodes": 4}}
+    stats.save(tmp_path / "whole")
+    blocks = [(first, stats.of_classes(torch.arange(3) == first)) for first in (2, 0)]  # the dogs have no images
+    save_stats(blocks, tmp_path / "blocks", **about)
+    assert (tmp_path / "blocks").read_bytes() == (tmp_path / "whole").read_bytes()
+    tensors = load_file(tmp_path / "whole")  # as safetensors' own reader sees it
+    assert {name: tensor.dtype for name, tensor in tensors.items() if tensor.dtype != torch.float32} == {
+        "num_images": torch.int64
+    }
+    assert torch.equal(tensors["count.blocks.0.mlp.fc2"].double(), stats.count[0])
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     file = tmp_path / "stats.safetensors"
     streamed().save(file)
 
-    def fail_half_way(tensors, part, metadata):
+    def fail_half_way(part, **_):
         part.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(paths_module, "save_file", fail_half_way)
+    monkeypatch.setattr(paths_module, "write_sums", fail_half_way)
     with pytest.raises(OSError, match="disk full"):
         ClassStats.empty(WIDTHS, NAMES).save(file)
     assert_equal(ClassStats.load(file), streamed())

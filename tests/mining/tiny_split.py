@@ -61,10 +61,9 @@ def mine(folder: Path, adapted: AdaptedModel, images: LabelledImages, **options)
         "batch_size": BATCH_SIZE,
     } | options
     num_shards = mine_split(adapted, images, shards, **options)
-    stats = shards.sum(num_shards)
     save_paths(shards.paths(num_shards), folder / "paths.parquet")
-    stats.save(folder / "stats.safetensors")
-    return stats
+    shards.save_sums(num_shards, folder / "stats.safetensors")
+    return ClassStats.load(folder / "stats.safetensors")
 
 
 def _mine_in_a_fork(folder: Path, adapted: AdaptedModel, images: LabelledImages, *, flush_time: float) -> int:
