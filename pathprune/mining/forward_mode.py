@@ -65,6 +65,13 @@ def _parts(x: Tensor) -> tuple[Tensor, Tensor]:
     return value, torch.zeros_like(value) if derivative is None else derivative
 
 
+def _exact_parts(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The parts in float32 or better: rounded scores would shift the softmax of all of them."""
+    value, derivative = _parts(x)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return value.to(dtype), derivative.to(dtype)
+
+
 def _dual(value: Tensor, derivative: Tensor) -> Tensor:
     dual: Tensor = forward_ad.make_dual(value, derivative)  # type: ignore[no-untyped-call]
     return dual
@@ -123,13 +130,15 @@ def _attention(
     """Attention `[…, T, E]` over `[…, S, E]`."""
     if attn_mask is not None or dropout_p or is_causal or enable_gqa or not _varies(q, k, v):
         return None
-    (q, dq), (k, dk), (v, dv) = map(_parts, (q, k, v))
+    dtype = q.dtype
+    (q, dq), (k, dk), (v, dv) = map(_exact_parts, (q, k, v))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    q, dq, k_t, dk_t = q * scale, dq * scale, k.transpose(-2, -1), dk.transpose(-2, -1)
-    weights = (q @ k_t).softmax(-1)
-    # the Jacobian of a softmax is symmetric, so the one backward serves
-    moved = torch.ops.aten._softmax_backward_data((dq @ k_t + q @ dk_t).to(weights.dtype), weights, -1, weights.dtype)
-    return _dual(weights @ v, moved @ v + weights @ dv)
+    with torch.autocast(q.device.type, enabled=False):
+        q, dq, k_t, dk_t = q * scale, dq * scale, k.transpose(-2, -1), dk.transpose(-2, -1)
+        weights = (q @ k_t).softmax(-1)
+        # the Jacobian of a softmax is symmetric, so the one backward serves
+        moved = torch.ops.aten._softmax_backward_data(dq @ k_t + q @ dk_t, weights, -1, weights.dtype)
+        return _dual((weights @ v).to(dtype), (moved @ v + weights @ dv).to(dtype))
 
 
 _RULES: dict[Any, Callable[..., Tensor | None]] = {

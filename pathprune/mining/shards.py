@@ -69,7 +69,7 @@ class ShardFolder:
         For one process to call, before any other begins.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        for unfinished in self.path.glob(".*.part"):
+        for unfinished in self.path.glob(".*"):  # ours, and the temporary files of safetensors
             unfinished.unlink()
         foreign = [file for file in sorted(self.path.glob("*.safetensors")) if not self._is_ours(file)]
         for file in foreign:

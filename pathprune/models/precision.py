@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from pathprune.models.adapt import model_device
 
@@ -31,8 +34,9 @@ def mixed_precision(model: nn.Module, dtype: torch.dtype | None) -> Iterator[Pas
     def passes() -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(torch.autocast(device, dtype))
-            if device == "cpu":  # whose fused attention is several times slower backward than the products it fuses
+            if device == "cpu":
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                stack.enter_context(_ExactAttention())
             yield
 
     weights = {module.weight for module in model.modules() if isinstance(module, nn.Linear)}
@@ -44,3 +48,15 @@ def mixed_precision(model: nn.Module, dtype: torch.dtype | None) -> Iterator[Pas
     finally:
         for weight, data in exact:
             weight.data = data
+
+
+class _ExactAttention(TorchFunctionMode):
+    """Attention in float32, unfused: on CPUs, fused attention in a lower precision is several times slower backward."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        with torch.autocast("cpu", enabled=False):
+            exact: list[Any] = [x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args]
+            return func(*exact, **kwargs)

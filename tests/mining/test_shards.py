@@ -173,6 +173,15 @@ def test_shards_of_other_inputs_are_removed_and_counted(tmp_path, adapted, caplo
     assert not list(other.path.iterdir())
 
 
+def test_what_a_killed_process_was_writing_is_removed(tmp_path, adapted):
+    shards = shard_folder(tmp_path, adapted)
+    shards.path.mkdir()
+    for name in (".00000.safetensors.part", ".tmpSgB7wv"):  # the second is what safetensors itself writes to at first
+        (shards.path / name).write_bytes(b"half")
+    shards.prepare()
+    assert not list(shards.path.iterdir())
+
+
 def test_images_that_cannot_be_read_are_left_out(tmp_path, adapted):
     images = tiny_images(9, broken=(0, 3, 6, 4))  # every image of class 0, so that a whole shard is empty
     stats = mine(tmp_path, adapted, images, shard_size=3)
