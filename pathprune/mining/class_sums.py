@@ -24,10 +24,18 @@ _SUMS = ("F32", torch.float32)
 
 @dataclass(frozen=True)
 class StoredSums(Sequence[Tensor]):
-    """Tensors of a safetensors file, mapped when they are asked for and let go with the last reference to them."""
+    """Tensors of a safetensors file, mapped when they are asked for and let go with the last reference to them.
+
+    Raises `ValueError` where another file has taken its place since.
+    """
 
     file: Path
     names: tuple[str, ...]
+    stamp: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, file: Path, names: Iterable[str]) -> StoredSums:
+        return cls(file, tuple(names), _stamp(file))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -38,10 +46,18 @@ class StoredSums(Sequence[Tensor]):
     def __getitem__(self, index: slice) -> StoredSums: ...
     def __getitem__(self, index: int | slice) -> Tensor | StoredSums:
         if isinstance(index, slice):
-            return StoredSums(self.file, self.names[index])
+            return StoredSums(self.file, self.names[index], self.stamp)
         with safe_open(self.file, framework="pt") as opened:
             tensor: Tensor = opened.get_tensor(self.names[index])
+            if _stamp(self.file) != self.stamp:
+                raise ValueError(f"{self.file} was replaced since its statistics were loaded; load them again")
         return tensor
+
+
+def _stamp(file: Path) -> tuple[int, int, int]:
+    """What differs between a file and one that took its place."""
+    status = file.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def write_sums(

@@ -173,7 +173,7 @@ class ClassStats:
             raise ValueError(f"{file} does not hold class statistics: {error}") from error
         sites = tuple(about["site_names"])
         count, mass, published = (
-            StoredSums(Path(file).absolute(), tuple(f"{kind}.{site}" for site in sites)) for kind in KINDS
+            StoredSums.of(Path(file).absolute(), (f"{kind}.{site}" for site in sites)) for kind in KINDS
         )
         return cls(sites, tuple(about["class_names"]), num_images, count, mass, published, about["settings"])
 

@@ -123,6 +123,16 @@ def test_what_is_loaded_can_be_added_to(tmp_path):
     assert_equal(ClassStats.load(file) + ClassStats.load(file), streamed() + streamed())
 
 
+def test_statistics_of_a_file_that_was_replaced_are_not_mixed_up(tmp_path):
+    file = tmp_path / "stats.safetensors"
+    streamed().save(file)
+    loaded = ClassStats.load(file)
+    (streamed() + streamed()).save(file)
+    with pytest.raises(ValueError, match="was replaced since its statistics were loaded; load them again"):
+        list(loaded.means("mass"))
+    assert torch.equal(ClassStats.load(file).mass[0], 2 * streamed().mass[0].float())
+
+
 def test_blocks_of_classes_make_the_file_that_all_of_them_make(tmp_path):
     stats, about = streamed(), {"widths": WIDTHS, "class_names": NAMES, "settings": {"method": "jas", "nodes": 4}}
     stats.save(tmp_path / "whole")
