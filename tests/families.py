@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import timm
 import torch
 from torch import nn
+
+from pathprune.models.transformers_vit import TransformersModel
 
 SMALL = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2, "num_classes": 5}
 
@@ -21,6 +24,7 @@ class Family:
     readout: tuple[int, ...] = ()  # tokens that the head reads; none where it pools
     normed: bool = False  # has a norm inside the MLP
     scaled: bool = True  # adds the scaled output of its MLP to the stream
+    num_classes: int = 5
 
     def make(self) -> nn.Module:
         torch.manual_seed(0)
@@ -89,3 +93,53 @@ FAMILIES = {
     "swin-v2": Family("swinv2_tiny_window8_256", _SWIN | {"num_classes": 5}, scaled=False),
     "hiera": Family("hiera_tiny_224", _HIERA),
 }
+
+
+@dataclass(frozen=True)
+class HfFamily:
+    """The same for a model of Transformers."""
+
+    name: str  # of the class
+    config: dict[str, Any]
+    readout: tuple[int, ...] = ()
+    num_classes: int = 5
+    normed: bool = False
+    scaled: bool = True
+
+    def make(self) -> nn.Module:
+        transformers = pytest.importorskip("transformers")
+        torch.manual_seed(0)
+        kind = getattr(transformers, self.name)
+        return TransformersModel(randomised(kind(kind.config_class(**self.config))), data_config=DATA_CONFIG).eval()
+
+
+DATA_CONFIG = {
+    "input_size": (3, 32, 32),
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+    "interpolation": "bicubic",
+    "crop_pct": 1.0,
+    "crop_mode": "squash",
+}
+_HF = {"image_size": 32, "patch_size": 8, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+_HF_MLP = _HF | {"intermediate_size": 96}
+_LABELS = {"num_labels": 5}
+_CLIP = _HF_MLP | {"projection_dim": 7}
+
+HF_FAMILIES = {
+    "hf-vit": HfFamily("ViTForImageClassification", _HF_MLP | _LABELS, (0,)),
+    "hf-vit-embedding": HfFamily("ViTModel", _HF_MLP, (0,), num_classes=0),
+    "hf-deit": HfFamily("DeiTForImageClassification", _HF_MLP | _LABELS, (0,)),
+    "hf-deit-distilled": HfFamily("DeiTForImageClassificationWithTeacher", _HF_MLP | _LABELS, (0, 1)),
+    "hf-dinov2": HfFamily("Dinov2ForImageClassification", _HF | _LABELS),
+    "hf-dinov2-gated": HfFamily("Dinov2ForImageClassification", _HF | _LABELS | {"use_swiglu_ffn": True}),
+    "hf-dinov2-registers": HfFamily("Dinov2WithRegistersForImageClassification", _HF | _LABELS),
+    "hf-dinov3": HfFamily("DINOv3ViTModel", _HF_MLP, (0,), num_classes=0),
+    "hf-dinov3-gated": HfFamily("DINOv3ViTModel", _HF_MLP | {"use_gated_mlp": True}, (0,), num_classes=0),
+    "hf-clip": HfFamily("CLIPForImageClassification", {"vision_config": _HF_MLP, **_LABELS}),
+    "hf-clip-tower": HfFamily("CLIPVisionModel", _CLIP, (0,), num_classes=0),
+    "hf-clip-embedding": HfFamily("CLIPVisionModelWithProjection", _CLIP, (0,), num_classes=0),
+    "hf-siglip": HfFamily("SiglipForImageClassification", {"vision_config": _HF_MLP, **_LABELS}),
+    "hf-siglip-tower": HfFamily("SiglipVisionModel", _HF_MLP, num_classes=0),
+}
+FAMILIES |= HF_FAMILIES

@@ -8,15 +8,19 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from pathprune.models import timm_hierarchical, timm_vit
+from pathprune.models import timm_hierarchical, timm_vit, transformers_vit
 from pathprune.models.seam import AdaptedModel, UnsupportedModelError
 
 SUPPORTED = (
     "Supported: timm VisionTransformer (ViT, DeiT, DINOv2, CLIP, SigLIP, MAE …), Beit, Eva (EVA-02, DINOv3), "
-    "SwinTransformer, SwinTransformerV2 and Hiera models, with plain or gated MLPs"
+    "SwinTransformer, SwinTransformerV2 and Hiera; Transformers ViT, DeiT, DINOv2, DINOv3, CLIP and SigLIP"
 )
 
-_FAMILIES: tuple[Callable[[nn.Module], AdaptedModel | str], ...] = (timm_vit.match, timm_hierarchical.match)
+_FAMILIES: tuple[Callable[[nn.Module], AdaptedModel | str], ...] = (
+    timm_vit.match,
+    timm_hierarchical.match,
+    transformers_vit.match,
+)
 
 _WRAPPERS = {
     "DistributedDataParallel": "pass the wrapped model: `model.module`",

@@ -15,6 +15,8 @@ from timm.data.config import resolve_model_data_config
 from timm.models import get_model_args, get_model_input_config, is_model
 from torch import nn
 
+from pathprune.models.transformers_config import build_transformers, config_args, labels_of
+from pathprune.models.transformers_vit import TransformersModel
 from pathprune.models.weights import CheckpointError
 
 # arguments of timm.create_model that name files and downloads rather than describe the model
@@ -23,10 +25,14 @@ _NOT_ARCHITECTURE = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "
 
 @dataclass(frozen=True)
 class Architecture:
-    """A name in timm's registry and the keyword arguments that `timm.create_model` needs beside it."""
+    """A name in timm's registry and the keyword arguments that `timm.create_model` needs beside it.
+
+    Of Transformers' library: the name of a model class and the content of its config.
+    """
 
     name: str
     args: Mapping[str, Any]
+    library: str = "timm"  # or "transformers"
 
     @classmethod
     def parse(cls, given: Architecture | Mapping[str, Any] | str) -> Architecture:
@@ -35,12 +41,15 @@ class Architecture:
             given = cls(given, {})
         elif not isinstance(given, cls):
             if not (
-                isinstance(given, Mapping) and isinstance(given.get("name"), str) and set(given) <= {"name", "args"}
+                isinstance(given, Mapping)
+                and isinstance(given.get("name"), str)
+                and set(given) <= {"name", "args", "library"}
+                and given.get("library", "timm") in ("timm", "transformers")
             ):
                 raise CheckpointError(
                     f'an architecture is a timm name or {{"name": timm name, "args": {{...}}}}, got {given!r}'
                 )
-            given = cls(given["name"], dict(given.get("args", {})))
+            given = cls(given["name"], dict(given.get("args", {})), given.get("library", "timm"))
         given._check()
         return given
 
@@ -50,6 +59,8 @@ class Architecture:
 
         timm's record of the arguments is completed from the model itself.
         """
+        if isinstance(model, TransformersModel):
+            return cls.parse(cls(type(model.model).__name__, config_args(model), "transformers"))
         name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
         if not name:
             raise CheckpointError(
@@ -61,6 +72,8 @@ class Architecture:
 
     def build(self, *, data_config: Mapping[str, Any], class_names: Sequence[str] | None) -> nn.Module:
         """Make the dense model with random weights, on the CPU; the random state is left as it was."""
+        if self.library == "transformers":
+            return build_transformers(self.name, self.args, data_config=data_config, class_names=class_names)
         if not is_model(self.name):
             raise CheckpointError(unknown_model(self.name))
         overlay = dict(data_config)
@@ -98,6 +111,10 @@ def unknown_model(name: str) -> str:
 
 def data_config_of(model: nn.Module) -> dict[str, Any]:
     """The model's input as `timm.data.create_transform` takes it; its own image size counts, not the registry's."""
+    if isinstance(model, TransformersModel):
+        if model.data_config is None:
+            raise CheckpointError("how images are prepared for this Transformers model is unknown; pass data_config=…")
+        return dict(model.data_config)
     config = dict(resolve_model_data_config(model))  # type: ignore[no-untyped-call]
     config["input_size"] = _input_size(model) or config["input_size"]
     return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
@@ -105,6 +122,8 @@ def data_config_of(model: nn.Module) -> dict[str, Any]:
 
 def class_names_of(model: nn.Module) -> tuple[str, ...] | None:
     """Class names that came with the model's weights, if they still fit its head."""
+    if isinstance(model, TransformersModel):
+        return labels_of(model)
     names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
     if names is None or len(names) != getattr(model, "num_classes", None):
         return None

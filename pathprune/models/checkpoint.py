@@ -1,7 +1,8 @@
 """Pruned models on disk: `model.safetensors`, a `config.json` and a model card, loaded without running them.
 
-`config.json` names the dense architecture (a timm name and arguments), the width kept at every site, the input and the
-class names. timm's `mlp_ratio` is one number for all blocks, so a model is built dense, narrowed, and then filled.
+`config.json` names the dense architecture (a timm name and arguments, or a Transformers class and its config), the
+width kept at every site, the input and the class names. Neither library has a width per block, so a model is built
+dense, narrowed, and then filled.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ def save_pruned(
     folder = Path(folder)
     _check_replaceable(folder)
     adapted = adapt(model, check=False)
+    model = adapted.model  # a Transformers model in what makes logits of its answers
     names = tuple(class_names) if class_names is not None else class_names_of(model)
     if names is not None and len(names) != adapted.num_classes:
         raise CheckpointError(f"got {len(names)} class names for {adapted.num_classes} classes; give one for each")
@@ -111,7 +113,7 @@ def load_pruned(folder: str | Path) -> nn.Module:
     """
     folder = local_folder(folder)
     config = read_pruned_config(folder)
-    state = read_weights(folder / WEIGHTS_FILE)
+    state = read_weights(folder / WEIGHTS_FILE, unwrap=False)
     state.update({name: state[source] for name, source in config.tied.items() if source in state})
     model = config.base.build(data_config=config.data_config, class_names=config.class_names)
     _narrow(model, config.widths, state, folder)
@@ -173,6 +175,8 @@ def _check_reload(model: nn.Module, written: Path, config: PrunedConfig, folder:
     advice = (
         'pass architecture={"name": a timm name, "args": {...}} with which timm.create_model makes a model that '
         f"differs in MLP widths only (tried: {config.base.name} with {dict(config.base.args)})"
+        if config.base.library == "timm"
+        else f"pass the architecture of a model that differs in MLP widths only (tried: a {config.base.name})"
     )
     try:
         again = load_pruned(written)

@@ -47,14 +47,19 @@ def local_folder(name: str | Path) -> Path:
         )
 
 
-def pruned_on_hub(name: str) -> Path | None:
-    """The folder that the pruned checkpoint `hf-hub:owner/name` was fetched to; None where no such one is there."""
+def hub_config(name: str) -> Path | None:
+    """The folder that the `config.json` of `hf-hub:owner/name` was fetched to; None where it cannot be had."""
     repository, _, revision = name.removeprefix(_PREFIX).partition("@")
     try:
-        config = hf_hub_download(repository, CONFIG_FILE, revision=revision or None)
+        return Path(hf_hub_download(repository, CONFIG_FILE, revision=revision or None)).parent
     except Exception:  # whatever keeps it from being read will be said by who reads the model
         return None
-    return local_folder(name) if is_pruned_folder(Path(config).parent) else None
+
+
+def pruned_on_hub(name: str) -> Path | None:
+    """The folder that the pruned checkpoint `hf-hub:owner/name` was fetched to; None where no such one is there."""
+    folder = hub_config(name)
+    return local_folder(name) if folder is not None and is_pruned_folder(folder) else None
 
 
 def push_to_hub(

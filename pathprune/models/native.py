@@ -28,6 +28,8 @@ def timm_keys(
     class_names: Sequence[str] | None,
 ) -> dict[str, Any]:
     """The keys for `timm.create_model("local-dir:…")`; empty where timm cannot build a model for these `tensors`."""
+    if base.library != "timm":
+        return {}
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     for ratio in _mlp_ratios(model):
         args = {**base.args, "mlp_ratio": ratio}

@@ -5,7 +5,6 @@ They share their names; they differ in where positions come from, and in what th
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pathprune.models.blocks import Block, Context, find_all
+from pathprune.models.grid import check_grid, grid_of
 from pathprune.models.stack import Stack
 
 
@@ -87,12 +87,7 @@ class _Eva(_Columnar):
         model = self.model
         patches = model.patch_embed(images)
         if model.dynamic_img_size:
-            own, grid = tuple(model.patch_embed.grid_size), tuple(patches.shape[1:3])
-            if grid != own and (grid[0] != grid[1] or math.prod(grid) == math.prod(own)):
-                raise ValueError(
-                    f"images of {grid[0]} × {grid[1]} patches, the model is made for {own[0]} × {own[1]}; give images "
-                    "of the model's size, or square ones of another"
-                )
+            check_grid((patches.shape[1], patches.shape[2]), own=tuple(model.patch_embed.grid_size))
         h: Tensor = model.norm_pre(model._pos_embed(patches)[0])
         return h
 
@@ -101,20 +96,13 @@ class _Eva(_Columnar):
         if rope is None:
             return {}
         if self.model.dynamic_img_size:
-            positions = rope.get_embed(shape=self._grid(h.shape[1] - self.model.num_prefix_tokens))
+            own = tuple(self.model.patch_embed.grid_size)
+            positions = rope.get_embed(shape=grid_of(h.shape[1] - self.model.num_prefix_tokens, own=own))
         elif hasattr(rope, "feat_shape"):
             positions = rope.get_embed()
         else:
             positions = rope.get_embed(shape=self.model.patch_embed.grid_size)
         return {"rope": positions[index] if self.model.rope_mixed else positions}
-
-    def _grid(self, num_patches: int) -> tuple[int, int]:
-        """The grid of patches, of which `stem` lets none but the model's own and square ones through."""
-        own: tuple[int, int] = self.model.patch_embed.grid_size
-        if num_patches == math.prod(own):
-            return own
-        side = math.isqrt(num_patches)
-        return (side, side)
 
 
 _SHARED = ("patch_embed", "blocks", "norm", "forward_head", "num_classes")

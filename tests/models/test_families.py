@@ -4,8 +4,10 @@ import logging
 
 import pytest
 import torch
+from timm.models.hiera import MaskUnitAttention
 from torch import nn
 
+from pathprune.export import choose_formats, export_model
 from pathprune.mining import locate_paths
 from pathprune.models.adapt import adapt
 from pathprune.models.checkpoint import load_pruned, save_pruned
@@ -59,13 +61,37 @@ def test_mined_pruned_saved_and_loaded(name, tmp_path, caplog):
     assert [site.width for site in adapt(again).sites] == [site.width for site in pruned.sites]
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the exporter's own
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_pruned_model_in_onnx_gives_the_same_logits(name, tmp_path):
+    model = FAMILIES[name].make()
+    for module in model.modules():
+        if isinstance(module, MaskUnitAttention):  # fused, it has a dimension more than the exporter takes
+            module.fused_attn = False
+    adapted = adapt(model)
+    images = images_of(adapted, 4)
+    pruned = prune(adapted, plan=plan_by_paths(adapted, images))
+    (found,) = export_model(
+        pruned.model,
+        tmp_path / "onnx",
+        formats=choose_formats(onnx=True, torch_export=False, half=False, int8=False),
+        images=images,
+        batch_size=4,
+        repeats=1,
+    )
+    assert found.agreement == 1.0
+    assert found.max_logit_difference <= 1e-4 * max(1.0, float(logits(pruned.model, images).abs().max()))
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_kind_of_criterion_scores_every_neuron(name):
     adapted = adapt(FAMILIES[name].make())
     batches = [(images_of(adapted, 4), torch.tensor([0, 1, 2, 3]))]
     statistics = collect_statistics(adapted, batches, covariance=True)
     context = ScoringContext(adapted=adapted, batches=batches, mined={}, statistics=statistics, seed=0)
-    for criterion in ("magnitude-l2", "taylor", "output-sensitivity"):
+    labelled = ("taylor", "output-sensitivity") if adapted.num_classes else ()
+    for criterion in ("magnitude-l2", *labelled):
         scores = score(context, criterion=criterion)
         assert {site: len(values) for site, values in scores.items()} == {s.name: s.width for s in adapted.sites}
         assert all(values.std() > 0 for values in scores.values())

@@ -1,11 +1,14 @@
 """Loading a model from a folder, a weights file, a timm name, a pruned checkpoint; one clear line for each mistake."""
 
 import argparse
+import fractions
 import json
 import logging
 import pickle
 
+import accelerate
 import huggingface_hub.constants
+import numpy as np
 import pytest
 import timm
 import torch
@@ -115,14 +118,12 @@ def test_random_weights_on_request(folder):
     assert load_model(NAME, pretrained=False, image_size=32, model_args=ARGS).data_config["input_size"] == (3, 32, 32)
 
 
-@pytest.mark.parametrize("wrap", ["none", "model", "state_dict", "model_ema", "module.", "model+module.", "_orig_mod."])
-def test_a_torch_checkpoint_is_unwrapped(tmp_path, wrap):
-    state = make().state_dict()
-    for prefix in ("module.", "_orig_mod."):
-        if wrap.endswith(prefix):
-            state = {prefix + name: tensor for name, tensor in state.items()}
-    if wrap.split("+")[0] in ("model", "state_dict", "model_ema"):
-        state = {wrap.split("+")[0]: state, "epoch": 3, "optimizer": {"lr": 0.1}}
+@pytest.mark.parametrize("key", ["", "model", "state_dict", "model_ema"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "model.", "timm_model."])
+def test_a_torch_checkpoint_is_unwrapped(tmp_path, key, prefix):
+    state = {prefix + name: tensor for name, tensor in make().state_dict().items()}
+    if key:
+        state = {key: state, "epoch": 3, "optimizer": {"lr": 0.1}, "args": argparse.Namespace(lr=0.1)}
     torch.save(state, tmp_path / "weights.pth")
     loaded = load_model(NAME, checkpoint=tmp_path / "weights.pth", image_size=32, model_args=ARGS)
     assert_same(loaded.model, make())
@@ -227,7 +228,7 @@ def test_wrong_checkpoint_files_are_refused(tmp_path):
     refused(r"cannot read .*cut\.pth as a torch checkpoint", checkpoint=tmp_path / "cut.pth")
     (tmp_path / "cut.safetensors").write_bytes(b"short")
     refused(r"cannot read .*cut\.safetensors as safetensors", checkpoint=tmp_path / "cut.safetensors")
-    torch.save({"model": make().state_dict(), "args": argparse.Namespace(lr=0.1)}, tmp_path / "objects.pth")
+    torch.save({"model": make().state_dict(), "lr": fractions.Fraction(1, 10)}, tmp_path / "objects.pth")
     refused(r"objects in it are not loaded, since that can run code.*torch\.save", checkpoint=tmp_path / "objects.pth")
 
 
@@ -248,7 +249,8 @@ def test_wrong_folders_are_refused(folder, tmp_path):
         load_model(str(folder), num_classes=6)
     with pytest.raises(ValueError, match="is a file; give the model's timm name"):
         load_model(str(folder / "model.safetensors"))
-    with pytest.raises(ValueError, match=r"has no readable config\.json"):
+    save_file(make().state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"has no readable config\.json.*the folder as checkpoint"):
         load_model(str(tmp_path))
     (folder / "model.safetensors").rename(folder / "else.safetensors")
     with pytest.raises(ValueError, match="holds no weights"):
@@ -256,9 +258,99 @@ def test_wrong_folders_are_refused(folder, tmp_path):
     rewrite(folder, architecture="vit_tinny_patch16_224")
     with pytest.raises(ValueError, match=r"config\.json: unknown model .*did you mean"):
         load_model(str(folder))
-    (folder / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    with pytest.raises(ValueError, match="names no timm architecture"):
+    (folder / "config.json").write_text(json.dumps({"backbone": "vit"}))
+    with pytest.raises(ValueError, match="names neither a timm architecture nor a Transformers model"):
         load_model(str(folder))
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
         load_model(str(folder))
+
+
+def test_a_folder_of_accelerate_is_a_checkpoint_of_weights_alone(tmp_path):
+    accelerator = accelerate.Accelerator(cpu=True)
+    accelerator.prepare(make())
+    accelerator.save_state(tmp_path / "state")
+    loaded = load_model(NAME, checkpoint=tmp_path / "state", model_args=ARGS)
+    assert_same(loaded.model, make())
+    with pytest.raises(ValueError, match=r"give the model's timm name, and the folder as checkpoint"):
+        load_model(str(tmp_path / "state"))
+
+
+def test_a_checkpoint_in_parts_is_put_together(tmp_path):
+    state = make().state_dict()
+    names = sorted(state)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for part, own in parts.items():
+        save_file({name: state[name] for name in own}, tmp_path / part)
+    index = {"weight_map": {name: part for part, own in parts.items() for name in own}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert_same(load_model(NAME, checkpoint=tmp_path, model_args=ARGS).model, make())
+    (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"b\.safetensors does not exist"):
+        load_model(NAME, checkpoint=tmp_path, model_args=ARGS)
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match="as the index of a checkpoint in parts"):
+        load_model(NAME, checkpoint=tmp_path, model_args=ARGS)
+
+
+def test_a_folder_of_a_training_names_its_checkpoints(tmp_path):
+    for step in ("checkpoint-1000", "checkpoint-500"):
+        (tmp_path / step).mkdir()
+    for arguments in ({"name": str(tmp_path)}, {"name": NAME, "checkpoint": tmp_path}):
+        with pytest.raises(ValueError, match=r"of a training, checkpoint-500, checkpoint-1000; give one of them"):
+            load_model(**arguments)
+
+
+def jax_weights(model: nn.Module) -> dict[str, np.ndarray]:
+    """The weights as the original JAX code names and shapes them."""
+    heads = model.blocks[0].attn.num_heads
+    state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    found = {
+        "cls": state["cls_token"],
+        "embedding/kernel": state["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
+        "embedding/bias": state["patch_embed.proj.bias"],
+        "Transformer/posembed_input/pos_embedding": state["pos_embed"],
+        "Transformer/encoder_norm/scale": state["norm.weight"],
+        "Transformer/encoder_norm/bias": state["norm.bias"],
+        "head/kernel": state["head.weight"].T,
+        "head/bias": state["head.bias"],
+    }
+    for index in range(len(model.blocks)):
+        ours, theirs = f"blocks.{index}.", f"Transformer/encoderblock_{index}/"
+        for norm, place in (("norm1", 0), ("norm2", 2)):
+            found[f"{theirs}LayerNorm_{place}/scale"] = state[f"{ours}{norm}.weight"]
+            found[f"{theirs}LayerNorm_{place}/bias"] = state[f"{ours}{norm}.bias"]
+        attention = f"{theirs}MultiHeadDotProductAttention_1/"
+        qkv = zip(("query", "key", "value"), np.split(state[f"{ours}attn.qkv.weight"], 3), strict=True)
+        for (part, weight), bias in zip(qkv, np.split(state[f"{ours}attn.qkv.bias"], 3), strict=True):
+            found[f"{attention}{part}/kernel"] = weight.T.reshape(len(weight), heads, -1)
+            found[f"{attention}{part}/bias"] = bias.reshape(heads, -1)
+        projection = state[f"{ours}attn.proj.weight"]
+        found[f"{attention}out/kernel"] = projection.T.reshape(heads, -1, len(projection))
+        found[f"{attention}out/bias"] = state[f"{ours}attn.proj.bias"]
+        for layer, place in (("fc1", 0), ("fc2", 1)):
+            found[f"{theirs}MlpBlock_3/Dense_{place}/kernel"] = state[f"{ours}mlp.{layer}.weight"].T
+            found[f"{theirs}MlpBlock_3/Dense_{place}/bias"] = state[f"{ours}mlp.{layer}.bias"]
+    return found
+
+
+def test_an_original_npz_is_read_and_its_head_counted(tmp_path, caplog):
+    weights = jax_weights(make(num_classes=3))
+    np.savez(tmp_path / "vit.npz", **weights)
+    loaded = load_model(NAME, checkpoint=tmp_path / "vit.npz", image_size=32, model_args=ARGS)
+    assert_same(loaded.model, make(num_classes=3))
+    resized = load_model(NAME, checkpoint=tmp_path / "vit.npz", image_size=48, model_args=ARGS)
+    assert resized.model.pos_embed.shape[1] == 1 + 6 * 6
+    with pytest.raises(ValueError, match="head of 3 classes, num_classes asks for 9"):
+        load_model(NAME, checkpoint=tmp_path / "vit.npz", num_classes=9, model_args=ARGS)
+    with pytest.raises(ValueError, match=r"has 2 blocks, the model 1; check the model's name"):
+        load_model(NAME, checkpoint=tmp_path / "vit.npz", model_args=ARGS | {"depth": 1})
+    np.savez(tmp_path / "headless.npz", **{k: v for k, v in weights.items() if not k.startswith("head")})
+    load_model(NAME, checkpoint=tmp_path / "headless.npz", image_size=32, num_classes=4, model_args=ARGS)
+    assert "has no head: that of the model, for 4 classes, is untrained" in caplog.text
+    np.savez(tmp_path / "else.npz", something=np.zeros(3))
+    with pytest.raises(ValueError, match=r"timm cannot read .*else\.npz into"):
+        load_model(NAME, checkpoint=tmp_path / "else.npz", model_args=ARGS)
+    (tmp_path / "cut.npz").write_bytes(b"short")
+    with pytest.raises(ValueError, match=r"cannot read .*cut\.npz as an \.npz file"):
+        load_model(NAME, checkpoint=tmp_path / "cut.npz", model_args=ARGS)
