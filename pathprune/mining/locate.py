@@ -16,7 +16,7 @@ from pathprune.mining.objectives import Objective, Readout, objective_for
 from pathprune.mining.paths import MinedPaths, normalised
 from pathprune.mining.quadrature import nodes_and_weights
 from pathprune.models.adapt import evaluating, model_device
-from pathprune.models.precision import Passes, mixed_precision
+from pathprune.models.precision import mixed_precision
 from pathprune.models.seam import AdaptedModel
 
 METHODS = ("jas", "activation", "influence-pattern")
@@ -119,21 +119,15 @@ def _attribution(
     exact = at_least_float32(images.dtype)
     readout = torch.tensor(adapted.readout, device=device) if adapted.readout else None
     rows = readout if tokens == "class" else None
-    with evaluating(adapted.model), mixed_precision(adapted.model, dtype) as passes:
-        clean = _clean_pass(adapted, images, rows, exact, passes)
+    with evaluating(adapted.model):
+        # one pass of many, whose rounding would go into every score: in full precision
+        clean = _clean_pass(adapted, images, rows, exact)
         objective = objective_for(adapted.num_classes, objective)
         predictions, targets = _classes(objective, clean.output_BK, targets)
-        attribution = JointAttribution(
-            adapted,
-            objective.readout(clean.output_BK, targets),
-            clean,
-            alpha_M.to(device, exact),
-            weight_M.to(device, exact),
-            rows,
-            readout,
-            passes,
-        )
-        yield attribution, predictions, targets
+        value = objective.readout(clean.output_BK, targets)
+        nodes_M = (alpha_M.to(device, exact), weight_M.to(device, exact))
+        with mixed_precision(adapted.model, dtype) as passes:
+            yield JointAttribution(adapted, value, clean, *nodes_M, rows, readout, passes), predictions, targets
 
 
 def _layer_by_layer(
@@ -169,22 +163,15 @@ def _stacked(per_layer: list[Tensor]) -> Tensor | list[Tensor]:
     return torch.stack(per_layer, dim=1) if len({layer.shape[1] for layer in per_layer}) == 1 else per_layer
 
 
-def _clean_pass(
-    adapted: AdaptedModel,
-    images: Tensor,
-    rows: Tensor | None,
-    exact: torch.dtype,
-    passes: Passes,
-) -> CleanPass:
+def _clean_pass(adapted: AdaptedModel, images: Tensor, rows: Tensor | None, exact: torch.dtype) -> CleanPass:
     values, finite = [], []
-    with passes():
-        opened = m, u = adapted.open_block(0, adapted.stem(images))
-        for block in range(len(adapted.sites)):
-            if block > 0:
-                m, u = adapted.open_block(block, adapted.close_block(block - 1, m, u))
-            values.append((u if rows is None else u[:, rows]).to(exact))
-            finite.append(u.isfinite().all())
-        output = adapted.head(adapted.close_block(len(adapted.sites) - 1, m, u))
+    opened = m, u = adapted.open_block(0, adapted.stem(images))
+    for block in range(len(adapted.sites)):
+        if block > 0:
+            m, u = adapted.open_block(block, adapted.close_block(block - 1, m, u))
+        values.append((u if rows is None else u[:, rows]).to(exact))
+        finite.append(u.isfinite().all())
+    output = adapted.head(adapted.close_block(len(adapted.sites) - 1, m, u))
     for site, is_finite in zip(adapted.sites, torch.stack(finite).tolist(), strict=True):
         if not is_finite:
             raise ValueError(
