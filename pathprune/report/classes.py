@@ -94,7 +94,7 @@ def _class_row(name: str, index: int, dense: Evaluation, pruned: Sequence[Evalua
 
 @styled()
 def _class_panel(classes: Sequence[tuple[str, float, float]]) -> Drawing:
-    figure = panel(5.2, 1.2 + 0.24 * len(classes))
+    figure = panel(3.5, 1.2 + 0.24 * len(classes))
     axes = figure.subplots()
     for place, (_, before, after) in enumerate(reversed(classes)):
         axes.plot([100 * before, 100 * after], [place, place], color=BAD if after < before else SERIES[2], linewidth=2)

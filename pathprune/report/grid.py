@@ -50,7 +50,7 @@ def shaded_grid(
     axes.set_xticks(range(columns), column_names, rotation=0 if x_label else 90)
     axes.set_yticks(range(rows), row_names)
     axes.set_xlabel(x_label)
-    figure.suptitle(title)
+    figure.suptitle(title, x=0.01, horizontalalignment="left")  # in sight before a phone scrolls
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
