@@ -81,9 +81,10 @@ class Streams:
         state = self._states[0]
         with evaluating(self._dense.model), _watching(self._dense.model.get_submodule(layer)) as seen:
             m_BTD, _ = self._dense.open_block(block, state.dense.to(self._device))
-        added_BTD, out_BTD = m_BTD.cpu() - state.dense, seen[-1][1].cpu()
-        if out_BTD.shape != added_BTD.shape:
+        out_BTD = seen[-1][1].cpu()
+        if not m_BTD.shape == state.dense.shape == out_BTD.shape:  # such as where the block merges patches
             return None
+        added_BTD = m_BTD.cpu() - state.dense
         exact_ND, out_ND = (each.flatten(0, -2).to(torch.float64) for each in (added_BTD, out_BTD))
         scale_D = (exact_ND * out_ND).sum(0) / out_ND.square().sum(0).clamp(min=torch.finfo(torch.float64).tiny)
         rest = (exact_ND - scale_D * out_ND).norm() / exact_ND.norm().clamp(min=torch.finfo(torch.float64).tiny)
