@@ -259,6 +259,7 @@ def export(
     data: Annotated[str, typer.Option(help="Source of real images to run the files on.")] = "demo",
     split: Annotated[str, typer.Option(help="Split of the source.")] = "test",
     num_images: Annotated[int, typer.Option(min=1, help="How many images to run the files on.")] = 256,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed batches of each file.")] = 30,
 ) -> None:
     """Export a model; run every file on real images, and compare its answers, size and latency."""
     from pathprune.export import choose_formats, export_checkpoint
@@ -274,6 +275,7 @@ def export(
         num_images=num_images,
         batch_size=batch_size,
         dynamic_batch=dynamic_batch,
+        repeats=repeats,
     )
     console.print(export_table(files, num_images=num_images, batch_size=batch_size))
     console.print(f"Files and export.json: {folder}", soft_wrap=True)

@@ -161,3 +161,14 @@ def test_recipes_can_be_listed_shown_and_validated(
     assert invoke(monkeypatch, "recipes", "copy", "reference", str(tmp_path / "mine.yaml")) == 0
     assert invoke(monkeypatch, "recipes", "validate", str(tmp_path / "mine.yaml")) == 0
     assert invoke(monkeypatch, "recipes", "copy", "reference", str(tmp_path / "mine.yaml")) == 2
+
+
+def test_export_prints_what_the_files_do(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--torch-export", "--data", str(folder / "data"), "--output", str(folder / "out"), "--repeats", "2"]
+    assert invoke(monkeypatch, "export", str(folder / "model"), *options, "--num-images", "6") == 0
+    assert "model.pt2" in capsys.readouterr().out
+    assert sorted(file.name for file in (folder / "out").iterdir()) == ["export.json", "model.pt2"]
+    assert invoke(monkeypatch, "export", str(folder / "model"), "--torch-export", "--int8") == 2
+    assert "int8 is written to ONNX only" in capsys.readouterr().err

@@ -108,7 +108,7 @@ def verdicts(results: Results) -> list[str]:
 
 
 def export_table(files: Sequence[ExportedFile], *, num_images: int, batch_size: int) -> Table:
-    """One line per exported file: what it answers, weighs and takes."""
+    """One line per exported file: what it answers, weighs and takes; how much faster with the quartiles."""
     title = f"compared with the model on {num_images:,} images; latency of a batch of {batch_size} on the CPU"
     table = Table(title=title, header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("file", "same class %", "logits differ by", "size", "dense", "latency", "dense", "faster"):
@@ -123,7 +123,7 @@ def export_table(files: Sequence[ExportedFile], *, num_images: int, batch_size: 
             f"{(each.dense_num_bytes or 0) / 1e6:.2f} MB" if dense else "",
             f"{each.latency_ms:.2f} ms",
             f"{each.dense_latency_ms:.2f} ms" if dense else "",
-            f"{each.speedup:.2f}×" if dense else "",
+            _spread(each.speedup, each.speedup_spread) if each.speedup and each.speedup_spread else "",
         )
     return table
 
@@ -154,6 +154,10 @@ def work_table(rows: Sequence[Row]) -> Table:
 
 def _passes(number: float) -> str:
     return "not counted" if math.isnan(number) else f"{number:,.0f}" if number >= 0.5 else ""
+
+
+def _spread(ratio: float, quartiles: tuple[float, float]) -> str:
+    return f"{ratio:.2f}× [{quartiles[0]:.2f}, {quartiles[1]:.2f}]"
 
 
 def plan_table(title: str, plan: PrunePlan) -> Table:
