@@ -17,6 +17,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 Runtime = Literal["onnx", "torch-export"]
 Precision = Literal["float32", "half", "int8"]
@@ -91,13 +93,36 @@ class _InHalf(nn.Module):
         return logits.float()
 
 
+class _PlainAttention(TorchFunctionMode):
+    """Attention over tensors of other than four dimensions step by step: fused, the ONNX exporter does not take it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (_attended if func is scaled_dot_product_attention else func)(*args, **(kwargs or {}))
+
+
+def _attended(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **options: Any,
+) -> Tensor:
+    if query.ndim == 4:
+        return scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **options)
+    steps = torch.ops.aten._scaled_dot_product_attention_math
+    attended: Tensor = steps(query, key, value, attn_mask, dropout_p, is_causal, **options)[0]
+    return attended
+
+
 def _shapes(dynamic_batch: bool) -> Any:
     return ({0: torch.export.Dim("batch")},) if dynamic_batch else None
 
 
 def write_onnx(model: nn.Module, file: Path, example: Tensor, dynamic_batch: bool) -> None:
     """Write `model` as one ONNX file, for the batch size of `example` `[B, C, H, W]` or for any."""
-    with _quiet("torch.onnx", "onnxscript", "onnx_ir"):
+    with _quiet("torch.onnx", "onnxscript", "onnx_ir"), _PlainAttention():
         torch.onnx.export(
             model,
             (example,),

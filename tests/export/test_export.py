@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pathprune.export import ExportedFile, ExportError, Format, choose_formats, export_model, exporter, formats
 from pathprune.models.adapt import adapt
 from pathprune.pruning import make_plan, prune
+from tests.families import FAMILIES
 
 ALL = choose_formats(onnx=True, torch_export=True, half=True, int8=True)
 ARGS = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 5}
@@ -94,6 +95,17 @@ def test_a_dynamic_graph_takes_any_batch_and_gives_the_models_logits(
         for number in (1, 2, 12):
             with torch.inference_mode():
                 torch.testing.assert_close(run(images(number)), pruned(images(number)), rtol=0, atol=1e-4)
+
+
+def test_attention_within_windows_is_written_too(tmp_path: Path) -> None:
+    model = FAMILIES["hiera"].make()
+    own = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    assert all(block.attn.fused_attn for block in model.blocks)  # what the exporter does not take
+    (found,) = export_model(
+        model, tmp_path / "out", formats=[Format("onnx")], images=own, dynamic_batch=True, batch_size=2, repeats=1
+    )
+    assert found.agreement == 1.0
+    assert found.max_logit_difference < 1e-4
 
 
 def test_the_interface_is_float32_whatever_is_between(exported: tuple[Path, dict[str, ExportedFile]]) -> None:

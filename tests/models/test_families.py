@@ -4,10 +4,8 @@ import logging
 
 import pytest
 import torch
-from timm.models.hiera import MaskUnitAttention
 from torch import nn
 
-from pathprune.export import choose_formats, export_model
 from pathprune.mining import locate_paths
 from pathprune.models.adapt import adapt
 from pathprune.models.checkpoint import load_pruned, save_pruned
@@ -59,29 +57,6 @@ def test_mined_pruned_saved_and_loaded(name, tmp_path, caplog):
     again = load_pruned(save_pruned(pruned.model, tmp_path / "pruned"))
     torch.testing.assert_close(logits(again, images), narrow, rtol=1e-6, atol=1e-6)
     assert [site.width for site in adapt(again).sites] == [site.width for site in pruned.sites]
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of the exporter's own
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_pruned_model_in_onnx_gives_the_same_logits(name, tmp_path):
-    model = FAMILIES[name].make()
-    for module in model.modules():
-        if isinstance(module, MaskUnitAttention):  # fused, it has a dimension more than the exporter takes
-            module.fused_attn = False
-    adapted = adapt(model)
-    images = images_of(adapted, 4)
-    pruned = prune(adapted, plan=plan_by_paths(adapted, images))
-    (found,) = export_model(
-        pruned.model,
-        tmp_path / "onnx",
-        formats=choose_formats(onnx=True, torch_export=False, half=False, int8=False),
-        images=images,
-        batch_size=4,
-        repeats=1,
-    )
-    assert found.agreement == 1.0
-    assert found.max_logit_difference <= 1e-4 * max(1.0, float(logits(pruned.model, images).abs().max()))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
