@@ -19,28 +19,43 @@ import pathprune
 model = pathprune.load_pruned("path/to/this/folder")  # or owner/name
 ```
 """
-_BY_TIMM = """\
+_ALONE = {
+    "timm": """\
 Every block kept as many neurons as the others, so that timm can load it on its own, and Transformers through timm:
 
 ```python
 model = timm.create_model("local-dir:path/to/this/folder", pretrained=True)  # or hf-hub:owner/name
 model = AutoModelForImageClassification.from_pretrained("path/to/this/folder")
 ```
-"""
-_NOT_BY_TIMM = """\
+""",
+    "transformers": """\
+Every block kept as many neurons as the others, so that Transformers can load it on its own:
+
+```python
+model = transformers.{name}.from_pretrained("path/to/this/folder")
+```
+""",
+}
+_NOT_ALONE = {
+    "timm": """\
 timm has one `mlp_ratio` for all MLPs and cannot build this model by itself; pathprune's README has a loader of a few
 lines that needs torch, timm and safetensors alone.
-"""
+""",
+    "transformers": """\
+Transformers has one width for all MLPs, in DINOv2's config a whole multiple of the hidden size, and cannot build this
+model by itself; pathprune's README has a loader of a few lines that needs torch, Transformers and safetensors alone.
+""",
+}
 
 
-def model_card(config: PrunedConfig, *, name: str, in_timm: bool) -> str:
-    """The card's text. `in_timm` tells whether timm can load the checkpoint too."""
+def model_card(config: PrunedConfig, *, name: str, loads_alone: bool) -> str:
+    """The card's text. `loads_alone` tells whether the model's own library can load the checkpoint too."""
     parts = [
         f"---\n{_header(config, name)}\n---\n",
         f"# {name}\n",
         f"{_summary(config)}\n",
         _table(config),
-        f"## How to load it\n\n{_loading(config, in_timm)}",
+        f"## How to load it\n\n{_loading(config, loads_alone)}",
         f"## How it was made\n\n{_provenance(config)}",
         f"## Licence\n\n{_license(config)}",
     ]
@@ -65,7 +80,7 @@ def _header(config: PrunedConfig, name: str) -> str:
         model_name=name,
         library_name="pathprune",
         pipeline_tag="image-classification",
-        tags=["pathprune", "timm", "vision-transformer", "structured-pruning"],
+        tags=["pathprune", config.base.library, "vision-transformer", "structured-pruning"],
         base_model=config.base_model,
         license=config.license,
         eval_results=results,
@@ -118,9 +133,9 @@ def _costs(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> Iterator[tupl
         )
 
 
-def _loading(config: PrunedConfig, in_timm: bool) -> str:
+def _loading(config: PrunedConfig, loads_alone: bool) -> str:
     settings = {key: list(value) if isinstance(value, tuple) else value for key, value in config.data_config.items()}
-    other = _BY_TIMM if in_timm else _NOT_BY_TIMM
+    other = (_ALONE if loads_alone else _NOT_ALONE)[config.base.library].format(name=config.base.name)
     return f"{_BY_PATHPRUNE}\n{other}\nInput: `timm.data.create_transform` with `{settings}`.\n"
 
 

@@ -23,7 +23,7 @@ from pathprune.models.architecture import Architecture, class_names_of, data_con
 from pathprune.models.card import model_card
 from pathprune.models.graph import narrow
 from pathprune.models.hub import local_folder
-from pathprune.models.native import timm_keys
+from pathprune.models.native import library_keys
 from pathprune.models.pruned_config import (
     CARD_FILE,
     CONFIG_FILE,
@@ -34,6 +34,7 @@ from pathprune.models.pruned_config import (
     read_pruned_config,
     write_pruned_config,
 )
+from pathprune.models.transformers_vit import unwrapped
 from pathprune.models.weights import CheckpointError, fill_weights, read_weights
 
 
@@ -67,7 +68,7 @@ def save_pruned(
     names = tuple(class_names) if class_names is not None else class_names_of(model)
     if names is not None and len(names) != adapted.num_classes:
         raise CheckpointError(f"got {len(names)} class names for {adapted.num_classes} classes; give one for each")
-    tensors, tied = _stored_tensors(model)
+    tensors, tied = _stored_tensors(unwrapped(model))
     config = PrunedConfig(
         base=Architecture.of(model) if architecture is None else Architecture.parse(architecture),
         widths={site.name: site.width for site in adapted.sites},
@@ -80,14 +81,14 @@ def save_pruned(
         provenance=provenance or {},
         metrics=metrics,
     )
-    native = timm_keys(model, config.base, tensors=tensors, data_config=config.data_config, class_names=names)
+    native = library_keys(model, config.base, tensors=tensors, data_config=config.data_config, class_names=names)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(folder) as part:
         part.mkdir()
         write_pruned_config(part, config, native=native)
         save_file(tensors, part / WEIGHTS_FILE, metadata={"format": "pt"})
         _check_reload(model, part, config, folder)
-        write_text(part / CARD_FILE, model_card(config, name=folder.name, in_timm=bool(native)))
+        write_text(part / CARD_FILE, model_card(config, name=folder.name, loads_alone=bool(native)))
     return folder
 
 
@@ -102,7 +103,7 @@ def describe_pruned(folder: str | Path, **changes: Any) -> None:
     if changed != config:
         native = native_keys(folder)
         write_pruned_config(folder, changed, native=native)
-        write_text(folder / CARD_FILE, model_card(changed, name=folder.name, in_timm=bool(native)))
+        write_text(folder / CARD_FILE, model_card(changed, name=folder.name, loads_alone=bool(native)))
 
 
 def load_pruned(folder: str | Path) -> nn.Module:
@@ -117,12 +118,13 @@ def load_pruned(folder: str | Path) -> nn.Module:
     state.update({name: state[source] for name, source in config.tied.items() if source in state})
     model = config.base.build(data_config=config.data_config, class_names=config.class_names)
     _narrow(model, config.widths, state, folder)
-    _tie(model, config.tied, folder)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    stored = unwrapped(model)
+    _tie(stored, config.tied, folder)
+    for name, tensor in (*stored.named_parameters(), *stored.named_buffers()):
         if name in state:
             tensor.data = tensor.data.to(state[name].dtype)
     fill_weights(
-        model,
+        stored,
         state,
         source=str(folder / WEIGHTS_FILE),
         advice=f"{CONFIG_FILE} or the weights are not as they were saved",
@@ -203,8 +205,9 @@ def _narrow(model: nn.Module, widths: Mapping[str, int], state: Mapping[str, Ten
             f"{folder}: {CONFIG_FILE} gives widths for {len(widths)} sites, the model has {len(sites)}; they differ in "
             f"{', '.join(sorted(sites.keys() ^ widths.keys())[:3])}"
         )
+    names = {module: name for name, module in unwrapped(model).named_modules()}
     for name, width in widths.items():
-        stored = state.get(f"{name}.weight")
+        stored = state.get(f"{names[sites[name].down]}.weight")
         if stored is None or stored.ndim != 2 or stored.shape[1] != width:
             found = "no such weight" if stored is None else f"a weight {list(stored.shape)}"
             raise CheckpointError(

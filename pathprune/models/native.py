@@ -1,7 +1,7 @@
-"""The keys of `config.json` by which timm, and Transformers through timm, load a pruned checkpoint without pathprune.
+"""The keys of `config.json` by which other libraries load a pruned checkpoint without pathprune.
 
-timm has one `mlp_ratio` for all blocks: it can build the model where every block kept the same share of its neurons, as
-`scope: uniform` leaves it, and no other.
+timm and Transformers have one MLP width for all blocks: they can build the model where every block kept as many of its
+neurons as the others, as `scope: uniform` leaves it, and no other. timm's models are Transformers' too, through timm.
 """
 
 from __future__ import annotations
@@ -15,11 +15,17 @@ from torch import Tensor
 
 from pathprune.models.adapt import adapt
 from pathprune.models.architecture import Architecture
+from pathprune.models.seam import NeuronSite
+from pathprune.models.transformers_config import build_transformers, config_args
+from pathprune.models.transformers_vit import unwrapped
+from pathprune.models.weights import CheckpointError
 
 _OF_THE_MODEL = ("first_conv", "classifier", "fixed_input_size")  # what timm's loader reads of a pretrained_cfg
+_UNREAD_HEAD = ("vision_model.head.",)  # SigLIP's classifiers carry the tower's head, and do not read it
+_GATED = 2 / 3  # of the width that the ratio says, in Transformers' DINOv2
 
 
-def timm_keys(
+def library_keys(
     model: Any,
     base: Architecture,
     *,
@@ -27,10 +33,19 @@ def timm_keys(
     data_config: Mapping[str, Any],
     class_names: Sequence[str] | None,
 ) -> dict[str, Any]:
-    """The keys for `timm.create_model("local-dir:…")`; empty where timm cannot build a model for these `tensors`."""
-    if base.library != "timm":
-        return {}
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    """The keys with which the library of `base` loads `tensors`; empty where it cannot build a model for them."""
+    keys = _timm_keys if base.library == "timm" else _transformers_keys
+    return keys(model, base, {name: tensor.shape for name, tensor in tensors.items()}, data_config, class_names)
+
+
+def _timm_keys(
+    model: Any,
+    base: Architecture,
+    shapes: Mapping[str, torch.Size],
+    data_config: Mapping[str, Any],
+    class_names: Sequence[str] | None,
+) -> dict[str, Any]:
+    """For `timm.create_model("local-dir:…")`."""
     for ratio in _mlp_ratios(model):
         args = {**base.args, "mlp_ratio": ratio}
         try:
@@ -38,7 +53,7 @@ def timm_keys(
                 built: Any = timm.create_model(base.name, **args)
         except (TypeError, ValueError, RuntimeError, AssertionError):
             return {}
-        if {name: tensor.shape for name, tensor in built.state_dict().items()} == shapes:
+        if _shapes(built) == shapes:
             own = {key: value for key in _OF_THE_MODEL if (value := built.pretrained_cfg.get(key)) is not None}
             names = {} if class_names is None else {"label_names": list(class_names)}
             return {
@@ -51,12 +66,57 @@ def timm_keys(
     return {}
 
 
+def _transformers_keys(
+    model: Any,
+    base: Architecture,
+    shapes: Mapping[str, torch.Size],
+    data_config: Mapping[str, Any],
+    class_names: Sequence[str] | None,
+) -> dict[str, Any]:
+    """For `from_pretrained` of the model's class."""
+    for width in _widths(model, base.args.get("vision_config", base.args)):
+        inner = {"vision_config": {**base.args["vision_config"], **width}} if "vision_config" in base.args else width
+        try:
+            with torch.device("meta"):
+                built = build_transformers(
+                    base.name, {**base.args, **inner}, data_config=data_config, class_names=class_names
+                )
+        except CheckpointError:  # DINOv2's ratio must be an integer
+            continue
+        unread = _UNREAD_HEAD if width.get("vision_use_head") is False else ()
+        if _shapes(unwrapped(built)) == {name: shape for name, shape in shapes.items() if not name.startswith(unread)}:
+            return {**config_args(built), "architectures": [base.name]}
+    return {}
+
+
 def _mlp_ratios(model: Any) -> Iterator[float]:
-    """What `mlp_ratio` could be: plain and packed gated MLPs, rounded down by timm."""
-    sites = adapt(model, check=False).sites
+    """What timm's `mlp_ratio` could be: plain and packed gated MLPs, rounded down by timm."""
     for layers in (1, 2):
-        ratios = {layers * site.width / site.down.out_features for site in sites}
+        ratios = {layers * site.width / site.down.out_features for site in _sites(model)}
         if len(ratios) == 1:
             (ratio,) = ratios
             yield ratio
-            yield ratio + 0.5 / sites[0].down.out_features  # where the ratio is rounded to below the width
+            yield ratio + 0.5 / _sites(model)[0].down.out_features  # where the ratio is rounded to below the width
+
+
+def _widths(model: Any, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What the config could say of the MLP's width: the width, or how many times that of the states it is."""
+    sizes = {(site.width, site.down.out_features) for site in _sites(model)}
+    if len(sizes) != 1:
+        return
+    ((width, size),) = sizes
+    if "mlp_ratio" not in config:
+        yield {"intermediate_size": width}
+        if adapt(model, check=False).num_classes and config.get("vision_use_head"):
+            yield {"intermediate_size": width, "vision_use_head": False}
+        return
+    for ratio in (width / size, width / _GATED / size):
+        yield {"mlp_ratio": int(ratio) if ratio.is_integer() else ratio}
+
+
+def _sites(model: Any) -> tuple[NeuronSite, ...]:
+    return adapt(model, check=False).sites
+
+
+def _shapes(model: Any) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}

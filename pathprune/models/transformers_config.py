@@ -50,8 +50,9 @@ def build_transformers(
             config.label2id = {label: index for index, label in config.id2label.items()}
         with torch.random.fork_rng(devices=[]):
             model = kind(config)
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise CheckpointError(f"Transformers cannot make {name} of its config: {error}") from error
+    except Exception as error:  # the config's own checks raise errors that derive from nothing else
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"Transformers cannot make {name} of its config: {reason}") from error
     return TransformersModel(model, data_config=data_config).eval()
 
 

@@ -41,7 +41,10 @@ def load_transformers(
     for key, value in (model_args or {}).items():
         if not hasattr(config, key):
             raise CheckpointError(f"model argument '{key}' is none of the keys of a {type(config).__name__}")
-        setattr(config, key, value)
+        try:
+            setattr(config, key, value)
+        except Exception as error:  # as in _read_config
+            raise CheckpointError(f"model argument {key}={value!r} cannot be: {_line(error)}") from error
     stored = config.num_labels = _head_size(state) or config.num_labels
     if num_classes is not None and num_classes != stored:
         if not from_hub and (pretrained or state is not None):
@@ -82,7 +85,7 @@ def _where(source: str | Path) -> dict[str, Any]:
 def _read_config(library: Any, source: str | Path) -> Any:
     try:
         return library.AutoConfig.from_pretrained(**_where(source), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the config's own checks raise errors that derive from nothing else
         raise CheckpointError(f"Transformers cannot read the config of {source}: {_line(error)}") from error
 
 

@@ -45,6 +45,11 @@ class TransformersModel(nn.Module):
         )
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model as its library knows it, whose names its weights have there."""
+    return model.model if isinstance(model, TransformersModel) else model
+
+
 def is_bare(model: Any) -> bool:
     """Whether `model` is one of Transformers' own, outside `TransformersModel`."""
     return any(kind.__name__ == "PreTrainedModel" for kind in type(model).__mro__)

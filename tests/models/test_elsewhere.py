@@ -1,4 +1,4 @@
-"""Pruned checkpoints of every family, loaded without pathprune: by timm, and by the README's loader."""
+"""Pruned checkpoints of every family, loaded without pathprune: by timm or Transformers, and by the README's loader."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from torch import Tensor, nn
 from pathprune.export import Format, export_model
 from pathprune.models.adapt import adapt
 from pathprune.models.checkpoint import save_pruned
+from pathprune.models.graph import narrow
 from pathprune.models.pruned_config import native_keys
 from pathprune.models.seam import AdaptedModel
+from pathprune.models.transformers_vit import TransformersModel
 from pathprune.pruning import make_plan, prune
-from tests.families import FAMILIES
+from tests.families import FAMILIES, HF_FAMILIES
 
-OF_TIMM = [name for name in FAMILIES if not name.startswith("hf-")]  # what timm and the README's loader can build
+OF_TIMM = [name for name in FAMILIES if name not in HF_FAMILIES]
+OTHER_WIDTHS = {"hf-siglip-tower"}  # its head has an MLP of the same `intermediate_size`
 OTHER_MLPS = {"vit-attention-pooling", "vit-so400m"}  # the head has one, of timm's same `mlp_ratio`
 FUSED = {
     "vit-parallel-scaling",
@@ -67,6 +70,62 @@ def test_every_family_of_timm_loads_without_pathprune(
             plain_load(folder)(images)
     else:
         torch.testing.assert_close(plain_load(folder)(images), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", HF_FAMILIES)
+@torch.no_grad()
+def test_every_family_of_transformers_loads_without_pathprune(
+    name: str, tmp_path: Path, plain_load: Callable[[Path], nn.Module]
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    pruned = halved(name)
+    images = images_of(pruned)
+    expected = pruned.model(images)
+    folder = save_pruned(pruned.model, tmp_path / "pruned")
+    again = TransformersModel(plain_load(folder))
+    torch.testing.assert_close(again(images), expected, rtol=1e-6, atol=1e-6)
+
+    kind = HF_FAMILIES[name].name
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    called = f"transformers.{kind}.from_pretrained"
+    if name in OTHER_WIDTHS:
+        assert native_keys(folder) == {}
+        assert called not in card
+        return
+    assert called in card
+    loaders = [getattr(transformers, kind)]
+    loaders += [transformers.AutoModelForImageClassification] if pruned.num_classes else []
+    for loader in loaders:
+        alone, info = loader.from_pretrained(folder, output_loading_info=True)
+        assert type(alone).__name__ == kind
+        unread = {key for key in info.pop("unexpected_keys") if not key.startswith("vision_model.head.")}
+        assert not unread
+        assert not any(info.values())
+        torch.testing.assert_close(TransformersModel(alone.eval())(images), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "alone"),
+    [
+        ("hf-vit", 41, True),
+        ("hf-dinov2", 72, True),  # three times the hidden size
+        ("hf-dinov2", 60, False),
+        ("hf-dinov2-gated", 48, True),
+        ("hf-dinov2-gated", 40, False),
+    ],
+)
+def test_transformers_loads_the_widths_that_its_config_can_say(
+    name: str, width: int, alone: bool, tmp_path: Path, plain_load: Callable[[Path], nn.Module]
+) -> None:
+    adapted = adapt(HF_FAMILIES[name].make())
+    for site in adapted.sites:
+        narrow(site, width)
+    folder = save_pruned(adapted.model, tmp_path / "pruned")
+    assert bool(native_keys(folder)) == alone
+    images = images_of(adapted)
+    with torch.no_grad():
+        expected = adapted.model(images)
+        torch.testing.assert_close(TransformersModel(plain_load(folder))(images), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.slow

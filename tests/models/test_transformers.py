@@ -136,10 +136,14 @@ def test_mistakes_are_one_clear_line(folder, tmp_path):
     refused(r"num_classes=0 is for timm models", num_classes=0)
     refused(r"takes images of 32 × 32 px, not 64 × 64", image_size=64)
     refused(r"model argument 'nonsense' is none of the keys of a ViTConfig", model_args={"nonsense": 1})
+    refused(
+        r"model argument hidden_size='wide' cannot be: .* expected int, got str", model_args={"hidden_size": "wide"}
+    )
     config = json.loads((folder / "config.json").read_text())
     for changed, message in (
         ({"architectures": ["NoSuchModel"]}, "names NoSuchModel, which Transformers does not have"),
         ({"model_type": "nonsense"}, r"Transformers cannot read the config"),
+        ({"hidden_size": "wide"}, r"Transformers cannot read the config .* expected int, got str"),
         ({"architectures": ["ViTModel"]}, r"no fitting weights for .*pooler.* of a ViTModel; train them first"),
     ):
         (folder / "config.json").write_text(json.dumps(config | changed))
