@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,3 +144,32 @@ HF_FAMILIES = {
     "hf-siglip-tower": HfFamily("SiglipVisionModel", _HF_MLP, num_classes=0),
 }
 FAMILIES |= HF_FAMILIES
+
+
+class OpenClipTower(nn.Module):
+    """OpenCLIP's vision tower by its documented names; torch's own parts do what its parts do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 8, 8, bias=False)
+        self.class_embedding = nn.Parameter(torch.empty(64))
+        self.positional_embedding = nn.Parameter(torch.empty(17, 64))
+        self.ln_pre, self.ln_post = nn.LayerNorm(64), nn.LayerNorm(64)
+        self.transformer = nn.Module()
+        self.transformer.resblocks = nn.ModuleList(nn.Module() for _ in range(2))
+        for block in self.transformer.resblocks:
+            block.ln_1, block.ln_2 = nn.LayerNorm(64), nn.LayerNorm(64)
+            block.attn = nn.MultiheadAttention(64, 2, batch_first=True)
+            layers = {"c_fc": nn.Linear(64, 256), "gelu": nn.GELU(), "c_proj": nn.Linear(256, 64)}
+            block.mlp = nn.Sequential(OrderedDict(layers))
+        self.proj = nn.Parameter(torch.empty(64, 7))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        patches = self.conv1(images).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_embedding.expand(len(images), 1, -1), patches], dim=1) + self.positional_embedding
+        x = self.ln_pre(x)
+        for block in self.transformer.resblocks:
+            y = block.ln_1(x)
+            x = x + block.attn(y, y, y, need_weights=False)[0]
+            x = x + block.mlp(block.ln_2(x))
+        return self.ln_post(x[:, 0]) @ self.proj

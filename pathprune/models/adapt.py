@@ -45,6 +45,7 @@ def adapt(model: nn.Module, *, check: bool = True) -> AdaptedModel:
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"adapt() takes a torch.nn.Module, got {type(model).__name__}")
     _refuse_wrapped(model)
+    _refuse_open_clip(model)
     reasons = []
     for match in _FAMILIES:
         found = match(model)
@@ -107,6 +108,19 @@ def _refuse_wrapped(model: nn.Module) -> None:
         if "quantiz" in package.replace(".", " ") or package.startswith(("torch.ao.nn", "bitsandbytes")):
             raise UnsupportedModelError(
                 f"'{name}' is quantised ({kind.__name__}); prune the float model first and quantise the result"
+            )
+
+
+def _refuse_open_clip(model: nn.Module) -> None:
+    """Name what does it instead: timm has all of OpenCLIP's Vision Transformers, and reads their weights."""
+    for tower, wanted in ((model, "pass its `trunk`"), (getattr(model, "visual", None), "pass its `visual.trunk`")):
+        if hasattr(tower, "trunk") and hasattr(tower, "head"):
+            raise UnsupportedModelError(f"{type(model).__name__} is OpenCLIP's around a timm model: {wanted}")
+        if hasattr(tower, "conv1") and hasattr(getattr(tower, "transformer", None), "resblocks"):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} is OpenCLIP's own, whose classes are not supported: load its weights into "
+                "timm's port of the tower, pathprune.load_model('vit_base_patch16_clip_224', checkpoint='open_clip_"
+                "pytorch_model.bin') for a ViT-B-16; timm.list_models('vit_*_clip_*') lists them"
             )
 
 

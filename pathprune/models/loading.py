@@ -185,6 +185,8 @@ def _filled(name: str, args: Mapping[str, Any], weights: Path | None) -> Any:
     if weights.suffix == ".npz":
         return _filled_from_jax(name, args, weights)
     state = read_weights(weights)
+    if "class_embedding" in state and "conv1.weight" in state:  # OpenCLIP's tower alone: timm knows it by this prefix
+        state = {f"visual.{name}": tensor for name, tensor in state.items()}
     model = _create(name, args)
     inferred = {key: value for key, value in _sizes(model, state).items() if key not in args}
     if inferred:

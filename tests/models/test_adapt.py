@@ -12,12 +12,19 @@ from torch import nn
 
 from pathprune.models.adapt import adapt, evaluating, model_device
 from pathprune.models.seam import AdaptedModel, UnsupportedModelError
-from tests.families import FAMILIES, SMALL, randomised
+from tests.families import FAMILIES, SMALL, OpenClipTower, randomised
 
 
 def make(**args: object) -> nn.Module:
     torch.manual_seed(0)
     return randomised(timm.create_model("vit_tiny_patch16_224", **SMALL | args)).double().eval()
+
+
+def _module(**children: nn.Module) -> nn.Module:
+    module = nn.Module()
+    for name, child in children.items():
+        module.add_module(name, child)
+    return module
 
 
 def images_of(adapted: AdaptedModel, count: int = 2) -> torch.Tensor:
@@ -226,6 +233,12 @@ class TwiceTheBlock(Block):
         (lambda: timm.create_model("swinv2_cr_tiny_224"), r"SwinTransformerV2Cr is not supported"),
         (lambda: timm.create_model("mixer_s32_224"), r"MlpMixer is not supported"),
         (lambda: DistributedDataParallel(make()), r"wrapped in DistributedDataParallel; pass .*`model\.module`"),
+        (
+            OpenClipTower,
+            r"OpenCLIP's own.*timm's port of the tower, pathprune\.load_model\('vit_base",
+        ),
+        (lambda: _module(visual=OpenClipTower()), r"OpenCLIP's own"),
+        (lambda: _module(visual=_module(trunk=make(), head=nn.Identity())), r"timm model: pass its `visual\.trunk`"),
         (lambda: nn.DataParallel(make()), r"wrapped in DataParallel; pass .*`model\.module`"),
         (lambda: torch.compile(make()), r"wrapped in OptimizedModule; .*before torch\.compile"),
         (with_quantised_linear, r"'blocks\.1\.mlp\.fc1' is quantised \(Linear\); prune the float model first"),

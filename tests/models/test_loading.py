@@ -18,6 +18,7 @@ from torch import nn
 from pathprune.models import loading
 from pathprune.models.checkpoint import save_pruned
 from pathprune.models.loading import load_model
+from tests.families import OpenClipTower, randomised
 
 NAME = "vit_tiny_patch16_224"
 ARGS = {"patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2}
@@ -127,6 +128,24 @@ def test_a_torch_checkpoint_is_unwrapped(tmp_path, key, prefix):
     torch.save(state, tmp_path / "weights.pth")
     loaded = load_model(NAME, checkpoint=tmp_path / "weights.pth", image_size=32, model_args=ARGS)
     assert_same(loaded.model, make())
+
+
+@pytest.mark.parametrize("prefix", ["visual.", ""])
+def test_weights_of_openclip_go_into_timms_port(tmp_path, prefix):
+    tower = randomised(OpenClipTower()).eval()
+    state = {f"{prefix}{name}": tensor for name, tensor in tower.state_dict().items()}
+    torch.save(state | ({"logit_scale": torch.ones(())} if prefix else {}), tmp_path / "weights.bin")
+    sizes = {"depth": 2, "embed_dim": 64, "num_heads": 2, "patch_size": 8}
+    loaded = load_model(
+        "vit_base_patch16_clip_224",
+        checkpoint=tmp_path / "weights.bin",
+        num_classes=7,
+        image_size=32,
+        model_args=sizes,
+    )
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(images), tower(images), rtol=1e-5, atol=1e-5)
 
 
 def test_averaged_weights_are_preferred_as_in_timm(tmp_path):
