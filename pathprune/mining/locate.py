@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ def locate_paths(
     method: str = "jas",
     rule: str = "gauss-legendre",
     nodes: int = 4,
+    first_nodes: int | None = None,
     top_k: int = 1,
     tokens: str = "class",
     objective: Objective | Readout | None = None,
@@ -45,6 +47,8 @@ def locate_paths(
     - method: `jas` locates layer by layer with the joint attribution score; `activation` and `influence-pattern` are
       the baselines of the paper.
     - rule, nodes: the quadrature of the integrals; the paper's is `left-riemann` with 20 nodes.
+    - first_nodes: its nodes in the first layer, whose integral is the roughest: the model hardly knows its images with
+      that whole layer near zero. None for XXX.
     - tokens: `class` clamps the tokens that the head reads (class and distillation token), `all` clamps every token.
     - objective: what a path explains, in place of the target's probability: an objective, or a function of the model's
       output `[B, K]` -> `[B]`. A model without a classifier is explained by the cosine with its clean embedding.
@@ -55,10 +59,12 @@ def locate_paths(
     """
     _check_settings(adapted, method, top_k, tokens)
     images = _checked_images(adapted, images).to(model_device(adapted.model))
-    opened = _attribution(adapted, images, targets, rule, nodes, tokens, objective, dtype)
+    quadrature = nodes_and_weights(rule, nodes)
+    first = quadrature if first_nodes is None else nodes_and_weights(rule, first_nodes)
+    opened = _attribution(adapted, images, targets, quadrature, tokens, objective, dtype)
     with opened as (attribution, predictions, targets):
         if method == "jas":
-            scores, own, chosen, jas = _layer_by_layer(attribution, top_k)
+            scores, own, chosen, jas = _layer_by_layer(attribution, first, top_k)
         else:
             if method == "activation":
                 scores, own = baselines.activation(attribution)
@@ -98,7 +104,8 @@ def path_scores(
     images = _checked_images(adapted, images).to(model_device(adapted.model))
     if paths.shape != (len(images), len(adapted.sites)):
         raise ValueError(f"paths have shape {list(paths.shape)}; expected [{len(images)}, {len(adapted.sites)}]")
-    with _attribution(adapted, images, targets, rule, nodes, tokens, objective, dtype) as (attribution, _, _):
+    opened = _attribution(adapted, images, targets, nodes_and_weights(rule, nodes), tokens, objective, dtype)
+    with opened as (attribution, _, _):
         return attribution.joint_score(paths.to(images.device))
 
 
@@ -107,14 +114,12 @@ def _attribution(
     adapted: AdaptedModel,
     images: Tensor,
     targets: Tensor | None,
-    rule: str,
-    nodes: int,
+    quadrature: tuple[Tensor, Tensor],
     tokens: str,
     objective: Objective | Readout | None,
     dtype: torch.dtype | None,
 ) -> Iterator[tuple[JointAttribution, Tensor, Tensor]]:
     """The attribution of a batch after its clean pass, with predictions and targets `[B]`; the model evaluates."""
-    alpha_M, weight_M = nodes_and_weights(rule, nodes)
     device = images.device
     exact = at_least_float32(images.dtype)
     readout = torch.tensor(adapted.readout, device=device) if adapted.readout else None
@@ -125,15 +130,18 @@ def _attribution(
         objective = objective_for(adapted.num_classes, objective)
         predictions, targets = _classes(objective, clean.output_BK, targets)
         value = objective.readout(clean.output_BK, targets)
-        nodes_M = (alpha_M.to(device, exact), weight_M.to(device, exact))
+        nodes_M = (x_M.to(device, exact) for x_M in quadrature)
         with mixed_precision(adapted.model, dtype) as passes:
             yield JointAttribution(adapted, value, clean, *nodes_M, rows, readout, passes), predictions, targets
 
 
 def _layer_by_layer(
-    attribution: JointAttribution, top_k: int
+    attribution: JointAttribution, first: tuple[Tensor, Tensor], top_k: int
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
-    """Locate layer by layer: scores and own terms `[B, W]` and chosen neurons `[B, k]` of every layer, JAS `[B]`."""
+    """Locate layer by layer: scores and own terms `[B, W]` and chosen neurons `[B, k]` of every layer, JAS `[B]`.
+
+    `first` are the nodes and weights of the first layer.
+    """
     scores: list[Tensor] = []
     own: list[Tensor] = []
     chosen: list[Tensor] = []
@@ -141,7 +149,9 @@ def _layer_by_layer(
     for a_BRW in attribution.clean.values:
         if chosen:
             prefix = attribution.advance(prefix, chosen[-1])
-        g_BRW, earlier_g_B = attribution.layer_gradients(prefix)
+            g_BRW, earlier_g_B = attribution.layer_gradients(prefix)
+        else:
+            g_BRW, earlier_g_B = _first_gradients(attribution, first)
         earlier_a_B = attribution.path_activation(chosen)
         scores.append((g_BRW.sum(1) + earlier_g_B[:, None]) * (a_BRW.sum(1) + earlier_a_B[:, None]))
         own.append((a_BRW * g_BRW).sum(1))
@@ -151,6 +161,14 @@ def _layer_by_layer(
     else:
         jas = attribution.joint_score(torch.stack([chosen_Bk[:, 0] for chosen_Bk in chosen], dim=1))
     return scores, own, chosen, jas
+
+
+def _first_gradients(attribution: JointAttribution, quadrature: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """`layer_gradients` of the first layer at nodes of its own, as many at a time as the other layers have."""
+    alpha_M, weight_M = (x_M.to(attribution.alpha_M).split(len(attribution.alpha_M)) for x_M in quadrature)
+    parts = [replace(attribution, alpha_M=a, weight_M=w) for a, w in zip(alpha_M, weight_M, strict=True)]
+    gradients, earlier = zip(*(part.layer_gradients(part.start()) for part in parts), strict=True)
+    return torch.stack(gradients).sum(0), torch.stack(earlier).sum(0)
 
 
 def _best(scores_BW: Tensor, top_k: int) -> Tensor:
