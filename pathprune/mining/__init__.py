@@ -1,6 +1,7 @@
 """Neuron paths: located per image, recorded per split, summed per class."""
 
 from pathprune.mining.accuracy import PathAccuracy, fewest_nodes, path_accuracy
+from pathprune.mining.class_stats import KINDS, ClassStats
 from pathprune.mining.locate import METHODS, TOKENS, locate_paths, path_scores
 from pathprune.mining.objectives import (
     ClassProbability,
@@ -12,7 +13,7 @@ from pathprune.mining.objectives import (
     ZeroShotClassifier,
     objective_for,
 )
-from pathprune.mining.paths import KINDS, ClassStats, MinedPaths, PathSet, per_layer, save_paths
+from pathprune.mining.paths import MinedPaths, PathSet, per_layer, save_paths
 from pathprune.mining.quadrature import RULES
 from pathprune.mining.sampling import Sampling, sample_for_mining
 from pathprune.mining.shards import ShardFolder

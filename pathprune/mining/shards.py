@@ -25,7 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pathprune.files import written_whole
-from pathprune.mining.paths import KINDS, ClassStats, PathSet, add_counts, save_stats
+from pathprune.mining.class_stats import KINDS, ClassStats, add_counts, save_stats
+from pathprune.mining.paths import PathSet
 from pathprune.mining.records import Settings
 
 SCHEMA_VERSION = 2

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pathprune.data import SKIPPED, LabelledImages, load_batches
-from pathprune.mining.paths import ClassStats, MinedPaths, PathSet
+from pathprune.mining.class_stats import ClassStats
+from pathprune.mining.paths import MinedPaths, PathSet
 from pathprune.mining.shards import Shard, ShardFolder
 from pathprune.models.adapt import model_device
 from pathprune.models.seam import AdaptedModel

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from pathprune.mining.paths import ClassStats
+from pathprune.mining.class_stats import ClassStats
 from pathprune.models.seam import AdaptedModel
 from pathprune.scoring.registry import Registered, Registry
 from pathprune.scoring.scores import Scores, checked_scores

@@ -6,7 +6,8 @@ from safetensors.torch import load_file, save_file
 
 from pathprune.mining import ClassStats, MinedPaths
 from pathprune.mining import paths as paths_module
-from pathprune.mining.paths import normalised, save_stats
+from pathprune.mining.class_stats import save_stats
+from pathprune.mining.paths import normalised
 
 WIDTHS = {"blocks.0.mlp.fc2": 3, "blocks.1.mlp.fc2": 2}
 NAMES = ["cat", "dog", "eel"]

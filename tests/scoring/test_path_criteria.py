@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pathprune.mining.paths import ClassStats
+from pathprune.mining.class_stats import ClassStats
 from pathprune.models.seam import NeuronSite
 from pathprune.scoring import ScoringContext, parse_criterion, score
 
