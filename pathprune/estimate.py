@@ -11,10 +11,10 @@ import torch
 from accelerate import Accelerator
 
 from pathprune.mined import PRECISIONS, tokens_to_mine
-from pathprune.mining import locate_paths
+from pathprune.mining import locate_paths, nodes_for
 from pathprune.models.adapt import adapt
 from pathprune.models.loading import load_model
-from pathprune.recipe import DEFAULT_NODES, Recipe
+from pathprune.recipe import Recipe
 from pathprune.scoring.criteria import Tokens
 
 WORKLOADS = {  # images; ImageNet-21k as released in 2011, with 21,841 classes
@@ -61,7 +61,7 @@ def estimate_recipe(recipe: Recipe) -> Estimate:
     )
     adapted = adapt(loaded.model.to(device))
     batch_size = 16 if config.batch_size == "auto" else config.batch_size
-    nodes = DEFAULT_NODES if config.nodes == "auto" else config.nodes
+    nodes = None if config.nodes == "auto" else config.nodes
     channels, height, width = {**loaded.data_config, **recipe.model.data_config}["input_size"]
     images = torch.randn(batch_size, channels, height, width, generator=torch.Generator().manual_seed(0)).to(device)
 
@@ -73,6 +73,7 @@ def estimate_recipe(recipe: Recipe) -> Estimate:
             method=config.method,
             rule=config.rule,
             nodes=nodes,
+            first_nodes=config.first_nodes,
             top_k=config.top_k,
             tokens=tokens,
             dtype=PRECISIONS[config.precision],
@@ -86,5 +87,6 @@ def estimate_recipe(recipe: Recipe) -> Estimate:
     times = [{tokens: turn(tokens) for tokens in wanted} for _ in range(TURNS)]
     rates = {tokens: batch_size / statistics.median(each[tokens] for each in times) for tokens in wanted}
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    size = f"{recipe.model.name} at {height} × {width} px, {nodes} nodes, batches of {batch_size}"
+    numbers = " and ".join(dict.fromkeys(str(nodes_for(tokens, nodes)[0]) for tokens in wanted))
+    size = f"{recipe.model.name} at {height} × {width} px, {numbers} nodes, batches of {batch_size}"
     return Estimate(rates, f"{size}, {'float32' if config.precision == 'no' else config.precision}, {where}")

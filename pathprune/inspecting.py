@@ -101,7 +101,7 @@ def _measure(experiment: Experiment, images: LabelledImages, tokens: Tokens) -> 
     batch_size = 16 if recipe.mine.batch_size == "auto" else recipe.mine.batch_size
     rows = adapted.readout if tokens == "class" else None
     generator = torch.Generator().manual_seed(recipe.seed)
-    nodes = mining.nodes(tokens)
+    nodes, _ = mining.nodes(tokens)
     device = model_device(adapted.model)
     parts: list[dict[str, Tensor]] = []
 
@@ -118,7 +118,7 @@ def _measure(experiment: Experiment, images: LabelledImages, tokens: Tokens) -> 
         pixels = batch.to(device)
         part: dict[str, Tensor] = {}
         for method in METHODS:
-            mined = mining.locate(pixels, labels, tokens, method=method, nodes=nodes)
+            mined = mining.locate(pixels, labels, tokens, method=method)
             found = {"jas": mined.jas.double().cpu(), **effects(pixels, mined.targets, mined.paths)}
             part |= {f"{method}.{name}": value for name, value in found.items()}
         draws: list[dict[str, Tensor]] = []

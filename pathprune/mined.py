@@ -33,6 +33,7 @@ from pathprune.mining import (
     fewest_nodes,
     locate_paths,
     mine_split,
+    nodes_for,
     path_accuracy,
     sample_for_mining,
     save_paths,
@@ -41,7 +42,7 @@ from pathprune.mining.accuracy import CONVERGED_NODES, GOAL, MIXED_GOAL
 from pathprune.models.adapt import evaluating, model_device
 from pathprune.models.seam import AdaptedModel
 from pathprune.progress import image_progress
-from pathprune.recipe import DEFAULT_NODES, Recipe
+from pathprune.recipe import Recipe
 from pathprune.runs import RunFolder, key_of
 from pathprune.scoring.criteria import Tokens, parse_criterion
 from pathprune.splits import Splits
@@ -222,6 +223,7 @@ class Mining:
                 images=self._splits.key("mine"),
                 tokens=tokens,
                 settings=self._plain_settings(),
+                nodes=None if config.nodes == "auto" else self.nodes(tokens),
                 check_images=config.check_images,
             )
             with self._main_first():
@@ -242,7 +244,7 @@ class Mining:
             image, label = images[0]
             with MacCounter() as counter:
                 batch = image[None].to(model_device(self._adapted.model))
-                self.locate(batch, torch.tensor([label]), tokens, nodes=self.nodes(tokens))
+                self.locate(batch, torch.tensor([label]), tokens)
             return counter.macs
 
         with self._main_first():
@@ -263,27 +265,28 @@ class Mining:
         number = min(config.check_images, len(images))
         sample = images.take(by_class[np.linspace(0, len(images) - 1, number).round().astype(np.int64)])
         # as many rows as mining holds at once
-        rows = 32 if "auto" in (config.batch_size, config.nodes) else int(config.batch_size) * int(config.nodes)
+        nodes = None if config.nodes == "auto" else self.nodes(tokens)[0]
+        rows = 32 if config.batch_size == "auto" or nodes is None else config.batch_size * nodes
         loader = make_loader(sample, batch_size=max(1, rows // CONVERGED_NODES), num_workers=self._num_workers)
         device = model_device(self._adapted.model)
         goal = GOAL if config.precision == "no" else MIXED_GOAL
-        nodes = config.nodes
 
         def mine(**settings: Any) -> Iterator[MinedPaths]:
             for batch, labels in loader:
                 yield self.locate(batch.to(device), labels, tokens, **settings)
 
-        converged = list(mine(rule="gauss-legendre", nodes=CONVERGED_NODES, dtype=None))
-        if nodes == "auto":
+        converged = list(mine(rule="gauss-legendre", nodes=CONVERGED_NODES, first_nodes=CONVERGED_NODES, dtype=None))
+        if nodes is None:
             return fewest_nodes(lambda number: mine(nodes=number), converged, goal=goal)
-        return path_accuracy(list(mine(nodes=nodes)), converged, nodes=nodes, goal=goal)
+        return path_accuracy(list(mine()), converged, nodes=nodes, goal=goal)
 
-    def nodes(self, tokens: Tokens) -> int:
-        """The number of quadrature nodes, chosen by accuracy where the recipe leaves it open."""
-        if self._config.nodes != "auto":
-            return self._config.nodes
-        chosen = self.accuracy(tokens)
-        return chosen.nodes if chosen else DEFAULT_NODES  # activations are not integrated, only the JAS of their paths
+    def nodes(self, tokens: Tokens) -> tuple[int, int]:
+        """The number of quadrature nodes and that of the first layer, chosen by accuracy where the recipe says so."""
+        config = self._config
+        if config.nodes != "auto":
+            return nodes_for(tokens, config.nodes, config.first_nodes)
+        chosen = self.accuracy(tokens)  # None where only the JAS of paths is integrated
+        return nodes_for(tokens, chosen.nodes if chosen else None, config.first_nodes)
 
     def _plain_settings(self) -> dict[str, Any]:
         """The recipe's settings that decide which paths are found, as plain data."""
@@ -293,7 +296,8 @@ class Mining:
         return plain
 
     def _settings(self, tokens: Tokens) -> dict[str, Any]:
-        return {**self._plain_settings(), "nodes": self.nodes(tokens), "tokens": tokens}
+        nodes, first_nodes = self.nodes(tokens)
+        return {**self._plain_settings(), "nodes": nodes, "first_nodes": first_nodes, "tokens": tokens}
 
     def _shards(self, tokens: Tokens, key: str) -> ShardFolder:
         return ShardFolder(
@@ -307,9 +311,12 @@ class Mining:
     def locate(self, images: Tensor, labels: Tensor, tokens: Tokens, **settings: Any) -> MinedPaths:
         """The paths of a batch as the recipe has them located, but for `settings`."""
         config = self._config
+        if "nodes" not in settings:
+            settings["nodes"], settings["first_nodes"] = self.nodes(tokens)
         given: dict[str, Any] = {
             "method": config.method,
             "rule": config.rule,
+            "first_nodes": config.first_nodes,
             "top_k": config.top_k,
             "objective": self.objective,
             "dtype": PRECISIONS[config.precision],
@@ -319,14 +326,14 @@ class Mining:
 
     def _mine(self, tokens: Tokens, shards: ShardFolder) -> int:
         """Mine this process's share; returns the number of shards of all processes."""
-        config, images, nodes = self._config, self._splits.images("mine"), self.nodes(tokens)
+        config, images = self._config, self._splits.images("mine")
         with image_progress(disable=not self._accelerator.is_main_process) as progress:
             task = progress.add_task(f"mining paths ({tokens} tokens)", total=len(images), note="")
             return mine_split(
                 self._adapted,
                 images,
                 shards,
-                locate=lambda batch, labels: self.locate(batch, labels, tokens, nodes=nodes),
+                locate=lambda batch, labels: self.locate(batch, labels, tokens),
                 shard_size=config.shard_size,
                 batch_size=config.batch_size,
                 process=self._accelerator.process_index,

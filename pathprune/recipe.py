@@ -29,7 +29,6 @@ from pathprune.scoring import get_criterion, parse_criterion
 
 # of timm.data.create_transform
 _DATA_CONFIG = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
-DEFAULT_NODES = 4
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")
 
 
@@ -54,6 +53,10 @@ def _number_or_auto(value: Any) -> Any:
     if value != "auto" and not (type(value) is int and value >= 1):
         raise ValueError(f"{value!r} is neither a number of at least 1 nor auto")
     return value
+
+
+def _number_or_auto_or_none(value: Any) -> Any:
+    return None if value is None else _number_or_auto(value)
 
 
 NumberOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_number_or_auto)]
@@ -135,8 +138,13 @@ class MineConfig(_Section):
     rule: Literal["gauss-legendre", "left-riemann"] = Field(
         "gauss-legendre", description="quadrature rule; left-riemann is the published one"
     )
-    nodes: NumberOrAuto = Field(
-        DEFAULT_NODES, description="quadrature nodes; published: 20; auto: the fewest that are accurate enough"
+    nodes: Annotated[int | Literal["auto"] | None, BeforeValidator(_number_or_auto_or_none)] = Field(
+        None, description="quadrature nodes; null: 4, with all tokens 6; published: 20; auto: the fewest that do"
+    )
+    first_nodes: int | None = Field(
+        None,
+        ge=1,
+        description="those of the first layer; null: as nodes, or 12 with all tokens if nodes is null too",
     )
     precision: Annotated[Literal["no", "bf16"], BeforeValidator(_as_word)] = Field(
         "no", description="mixed precision of block passes; softmax, sums and scores stay in float32"

@@ -14,7 +14,7 @@ from pathprune.mining.objectives import (
     objective_for,
 )
 from pathprune.mining.paths import MinedPaths, PathSet, per_layer, save_paths
-from pathprune.mining.quadrature import RULES
+from pathprune.mining.quadrature import RULES, nodes_for
 from pathprune.mining.sampling import Sampling, sample_for_mining
 from pathprune.mining.shards import ShardFolder
 from pathprune.mining.split import mine_split
@@ -40,6 +40,7 @@ __all__ = [
     "fewest_nodes",
     "locate_paths",
     "mine_split",
+    "nodes_for",
     "objective_for",
     "path_accuracy",
     "path_scores",

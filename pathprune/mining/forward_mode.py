@@ -69,7 +69,9 @@ def _exact_parts(x: Tensor) -> tuple[Tensor, Tensor]:
     """The parts in float32 or better: rounded scores would shift the softmax of all of them."""
     value, derivative = _parts(x)
     dtype = torch.promote_types(x.dtype, torch.float32)
-    return value.to(dtype), derivative.to(dtype)
+    # one copy here in place of one in each of the products
+    value, derivative = (x.to(dtype, memory_format=torch.contiguous_format) for x in (value, derivative))
+    return value.contiguous(), derivative.contiguous()
 
 
 def _dual(value: Tensor, derivative: Tensor) -> Tensor:

@@ -7,6 +7,20 @@ import torch
 from torch import Tensor
 
 RULES = ("gauss-legendre", "left-riemann")
+_ENOUGH = {"class": (4, 4), "all": (6, 12)}  # nodes, and those of the first layer, by the tokens that are clamped
+
+
+def nodes_for(tokens: str, nodes: int | None = None, first_nodes: int | None = None) -> tuple[int, int]:
+    """The number of nodes, and that of the first layer: as given, else enough for the tokens, or as many as `nodes`.
+
+    Where every token is clamped, scaling a layer down changes the model's states most, and in the first layer more than
+    in any other: few nodes miss there first. A path is not carried into that layer, so that it may have its own.
+    """
+    if nodes is None:
+        nodes, enough = _ENOUGH[tokens]
+    else:
+        enough = nodes
+    return nodes, enough if first_nodes is None else first_nodes
 
 
 def nodes_and_weights(rule: str, nodes: int) -> tuple[Tensor, Tensor]:

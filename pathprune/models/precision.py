@@ -58,5 +58,11 @@ class _ExactAttention(TorchFunctionMode):
         if func is not scaled_dot_product_attention:
             return func(*args, **kwargs)
         with torch.autocast("cpu", enabled=False):
-            exact: list[Any] = [x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args]
-            return func(*exact, **kwargs)
+            return func(*map(_exact, args), **kwargs)
+
+
+def _exact(x: Any) -> Any:
+    """A tensor of numbers in float32; in one copy with the contiguous layout that products want."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        return x
+    return x.to(torch.float32, memory_format=torch.contiguous_format)

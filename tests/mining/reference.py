@@ -17,9 +17,9 @@ def quadrature(rule, nodes):
 class Reference:
     """One image `[C, H, W]` seen by a timm model in eval mode; `objective` maps its output `[1, K]` to a number."""
 
-    def __init__(self, model, image, objective, rows, rule, nodes):
+    def __init__(self, model, image, objective, rows, rule, nodes, first_nodes=None):
         self.model, self.image, self.objective, self.rows = model, image, objective, rows
-        self.quadrature = quadrature(rule, nodes)
+        self.quadrature, self.first_quadrature = quadrature(rule, nodes), quadrature(rule, first_nodes or nodes)
         self.activations = self.hidden_rows(image)  # of every layer [R, W_l]
 
     def hidden_rows(self, image):
@@ -77,7 +77,7 @@ class Reference:
         chosen, all_scores, all_own = [], [], []
         for layer, a in enumerate(self.activations):
             g, c = torch.zeros_like(a), 0.0
-            for alpha, weight in self.quadrature:
+            for alpha, weight in self.quadrature if chosen else self.first_quadrature:
                 clamped = self.path_values(chosen, alpha)
                 clamped[layer] = (alpha * a).requires_grad_()
                 grads = torch.autograd.grad(self.value(clamped), list(clamped.values()))

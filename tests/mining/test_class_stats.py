@@ -4,8 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pathprune.mining import ClassStats, MinedPaths
-from pathprune.mining import paths as paths_module
+from pathprune.mining import ClassStats, MinedPaths, class_stats
 from pathprune.mining.class_stats import save_stats
 from pathprune.mining.paths import normalised
 
@@ -155,7 +154,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         part.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(paths_module, "write_sums", fail_half_way)
+    monkeypatch.setattr(class_stats, "write_sums", fail_half_way)
     with pytest.raises(OSError, match="disk full"):
         ClassStats.empty(WIDTHS, NAMES).save(file)
     assert_equal(ClassStats.load(file), streamed())

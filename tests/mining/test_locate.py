@@ -45,17 +45,17 @@ def some_images(number: int = 3) -> torch.Tensor:
     return torch.randn(number, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def references(name, model, images, mined, tokens, rule, nodes):
+def references(name, model, images, mined, tokens, *quadrature):
     """One literal reading per image, of the same objective as the package's default."""
     num_tokens = model.num_prefix_tokens + model.patch_embed.num_patches
     rows = list(range(num_tokens)) if tokens == "all" else [0, 1] if name == "distilled" else [0]
     for image, target in zip(images, mined.targets.tolist(), strict=True):
         if model.num_classes:
-            yield Reference(model, image, lambda out, y=target: out.softmax(-1)[0, y], rows, rule, nodes)
+            yield Reference(model, image, lambda out, y=target: out.softmax(-1)[0, y], rows, *quadrature)
         else:
             clean = model(image[None])[0].detach()
             cosine = nn.CosineSimilarity(dim=0)
-            yield Reference(model, image, lambda out, e=clean, cosine=cosine: cosine(out[0], e), rows, rule, nodes)
+            yield Reference(model, image, lambda out, e=clean, cosine=cosine: cosine(out[0], e), rows, *quadrature)
 
 
 @pytest.fixture(scope="module")
@@ -87,19 +87,22 @@ def test_the_published_activation_paths_are_reproduced(golden):
 
 
 CASES = [
-    *[(name, "class", "gauss-legendre", 2, 1) for name in MODELS if name != "average-pool"],
-    *[(name, "all", "left-riemann", 3, 1) for name in MODELS],
-    ("plain", "class", "left-riemann", 3, 3),
-    ("distilled", "all", "gauss-legendre", 2, 3),
-    ("widths-differ", "class", "gauss-legendre", 1, 2),
+    *[(name, "class", "gauss-legendre", 2, None, 1) for name in MODELS if name != "average-pool"],
+    *[(name, "all", "left-riemann", 3, None, 1) for name in MODELS],
+    ("plain", "class", "left-riemann", 3, None, 3),
+    ("plain", "class", "gauss-legendre", 3, 2, 1),
+    ("distilled", "all", "gauss-legendre", 2, 5, 3),
+    ("widths-differ", "class", "gauss-legendre", 1, 3, 2),
+    ("depth-1", "class", "left-riemann", 2, 4, 1),
 ]
 
 
-@pytest.mark.parametrize(("name", "tokens", "rule", "nodes", "top_k"), CASES)
-def test_location_agrees_with_the_literal_definition(name, tokens, rule, nodes, top_k):
+@pytest.mark.parametrize(("name", "tokens", "rule", "nodes", "first_nodes", "top_k"), CASES)
+def test_location_agrees_with_the_literal_definition(name, tokens, rule, nodes, first_nodes, top_k):
     model, images = make(name), some_images(2)
-    mined = locate_paths(adapt(model), images, rule=rule, nodes=nodes, top_k=top_k, tokens=tokens)
-    for image, reference in enumerate(references(name, model, images, mined, tokens, rule, nodes)):
+    settings = {"rule": rule, "nodes": nodes, "first_nodes": first_nodes, "top_k": top_k, "tokens": tokens}
+    mined = locate_paths(adapt(model), images, **settings)
+    for image, reference in enumerate(references(name, model, images, mined, tokens, rule, nodes, first_nodes)):
         chosen, scores, own = reference.locate(top_k)
         assert mined.paths[image].tolist() == chosen
         for layer, (score_W, own_W) in enumerate(zip(scores, own, strict=True)):
