@@ -167,8 +167,8 @@ def main() -> None:
         "(b) ours, 20 left Riemann": partial(ours, rule="left-riemann", nodes=20),
         "(c) ours, 4 Gauss-Legendre": ours,
         "(c) in bf16": partial(ours, dtype=torch.bfloat16),
-        "(d) ours, 2, first layer 4, bf16": partial(ours, nodes=2, first_nodes=4, dtype=torch.bfloat16),
-        "    ours, 2, first layer 4": partial(ours, nodes=2, first_nodes=4),
+        "(d) ours, 2 Gauss-Legendre, bf16": partial(ours, nodes=2, dtype=torch.bfloat16),
+        "    ours, 2 Gauss-Legendre": partial(ours, nodes=2),
     }
     with evaluating(adapted.model), torch.no_grad():
         batch = images.repeat(4, 1, 1, 1)  # the rows of (c)
