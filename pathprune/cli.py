@@ -398,7 +398,9 @@ def main() -> None:
         raise SystemExit(2) from None
     except SystemExit as stop:
         if stop.code == 130:
-            error_console.print("interrupted; the same command goes on from what is finished")
+            error_console.print(
+                "interrupted: nothing is left half-written; the same command goes on from what is finished"
+            )
         raise
 
 

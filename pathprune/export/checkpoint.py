@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pathprune import __version__
 from pathprune.data import evaluation_transform, open_source, read_split, sample_balanced
-from pathprune.export.exporter import ExportedFile, export_model
+from pathprune.export.exporter import ExportedFile, check_replaceable, export_model
 from pathprune.export.formats import Format
 from pathprune.models.adapt import adapt
 from pathprune.models.loading import load_model
@@ -34,6 +34,7 @@ def export_checkpoint(
     Images of `source`, through the model's own transform, are what answers are compared on; their labels do not matter.
     The dense model of the comparison is the architecture at full width, with random weights.
     """
+    check_replaceable(Path(folder))
     loaded = load_model(name)
     dense = loaded.architecture.build(data_config=loaded.data_config, class_names=loaded.class_names).float()
     is_pruned = [site.width for site in adapt(dense).sites] != [site.width for site in adapt(loaded.model).sites]

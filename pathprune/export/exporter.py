@@ -65,7 +65,7 @@ def export_model(
     that are not finite; then nothing is written. Only an earlier export in `folder` is replaced.
     """
     folder = Path(folder)
-    _check_replaceable(folder)
+    check_replaceable(folder)
     if not 1 <= batch_size <= len(images):
         raise ExportError(f"batch size {batch_size} needs at least so many images, and there are {len(images)}")
     # torch.export takes a batch of one for a constant
@@ -98,7 +98,8 @@ def export_model(
     return found
 
 
-def _check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
+    """Raise `ExportError` where there is anything but an earlier export, or nothing, at `folder`."""
     if folder.exists() and not (folder / REPORT_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
         raise ExportError(f"{folder} is there and is no earlier export; choose a new or empty folder")
 

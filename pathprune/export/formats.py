@@ -100,19 +100,10 @@ class _PlainAttention(TorchFunctionMode):
         return (_attended if func is scaled_dot_product_attention else func)(*args, **(kwargs or {}))
 
 
-def _attended(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    **options: Any,
-) -> Tensor:
+def _attended(query: Tensor, *others: Any, **options: Any) -> Tensor:
     if query.ndim == 4:
-        return scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **options)
-    steps = torch.ops.aten._scaled_dot_product_attention_math
-    attended: Tensor = steps(query, key, value, attn_mask, dropout_p, is_causal, **options)[0]
+        return scaled_dot_product_attention(query, *others, **options)
+    attended: Tensor = torch.ops.aten._scaled_dot_product_attention_math(query, *others, **options)[0]
     return attended
 
 

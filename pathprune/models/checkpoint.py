@@ -81,7 +81,7 @@ def save_pruned(
         provenance=provenance or {},
         metrics=metrics,
     )
-    native = library_keys(model, config.base, tensors=tensors, data_config=config.data_config, class_names=names)
+    native = library_keys(model, config, tensors=tensors)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(folder) as part:
         part.mkdir()

@@ -6,17 +6,18 @@ neurons as the others, as `scope: uniform` leaves it, and no other. timm's model
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pathprune.models.adapt import adapt
-from pathprune.models.architecture import Architecture
-from pathprune.models.seam import NeuronSite
-from pathprune.models.transformers_config import build_transformers, config_args
+from pathprune.models.pruned_config import PrunedConfig
+from pathprune.models.seam import AdaptedModel
+from pathprune.models.transformers_config import config_args
 from pathprune.models.transformers_vit import unwrapped
 from pathprune.models.weights import CheckpointError
 
@@ -25,28 +26,16 @@ _UNREAD_HEAD = ("vision_model.head.",)  # SigLIP's classifiers carry the tower's
 _GATED = 2 / 3  # of the width that the ratio says, in Transformers' DINOv2
 
 
-def library_keys(
-    model: Any,
-    base: Architecture,
-    *,
-    tensors: Mapping[str, Tensor],
-    data_config: Mapping[str, Any],
-    class_names: Sequence[str] | None,
-) -> dict[str, Any]:
-    """The keys with which the library of `base` loads `tensors`; empty where it cannot build a model for them."""
-    keys = _timm_keys if base.library == "timm" else _transformers_keys
-    return keys(model, base, {name: tensor.shape for name, tensor in tensors.items()}, data_config, class_names)
+def library_keys(model: nn.Module, config: PrunedConfig, *, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The keys with which the library of the model loads `tensors`; empty where it cannot build a model for them."""
+    keys = _timm_keys if config.base.library == "timm" else _transformers_keys
+    return keys(adapt(model, check=False), config, {name: tensor.shape for name, tensor in tensors.items()})
 
 
-def _timm_keys(
-    model: Any,
-    base: Architecture,
-    shapes: Mapping[str, torch.Size],
-    data_config: Mapping[str, Any],
-    class_names: Sequence[str] | None,
-) -> dict[str, Any]:
+def _timm_keys(adapted: AdaptedModel, config: PrunedConfig, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
     """For `timm.create_model("local-dir:…")`."""
-    for ratio in _mlp_ratios(model):
+    base = config.base
+    for ratio in _mlp_ratios(adapted):
         args = {**base.args, "mlp_ratio": ratio}
         try:
             with torch.device("meta"):
@@ -55,32 +44,26 @@ def _timm_keys(
             return {}
         if _shapes(built) == shapes:
             own = {key: value for key in _OF_THE_MODEL if (value := built.pretrained_cfg.get(key)) is not None}
-            names = {} if class_names is None else {"label_names": list(class_names)}
+            names = {} if config.class_names is None else {"label_names": list(config.class_names)}
             return {
                 "architecture": base.name,
                 "num_classes": built.num_classes,
                 **names,
                 "model_args": {key: value for key, value in args.items() if key != "num_classes"},
-                "pretrained_cfg": {**own, **data_config, "num_classes": built.num_classes},
+                "pretrained_cfg": {**own, **config.data_config, "num_classes": built.num_classes},
             }
     return {}
 
 
-def _transformers_keys(
-    model: Any,
-    base: Architecture,
-    shapes: Mapping[str, torch.Size],
-    data_config: Mapping[str, Any],
-    class_names: Sequence[str] | None,
-) -> dict[str, Any]:
+def _transformers_keys(adapted: AdaptedModel, config: PrunedConfig, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
     """For `from_pretrained` of the model's class."""
-    for width in _widths(model, base.args.get("vision_config", base.args)):
+    base = config.base
+    for width in _widths(adapted, base.args.get("vision_config", base.args)):
         inner = {"vision_config": {**base.args["vision_config"], **width}} if "vision_config" in base.args else width
+        narrow = replace(base, args={**base.args, **inner})
         try:
             with torch.device("meta"):
-                built = build_transformers(
-                    base.name, {**base.args, **inner}, data_config=data_config, class_names=class_names
-                )
+                built: Any = narrow.build(data_config=config.data_config, class_names=config.class_names)
         except CheckpointError:  # DINOv2's ratio must be an integer
             continue
         unread = _UNREAD_HEAD if width.get("vision_use_head") is False else ()
@@ -89,33 +72,29 @@ def _transformers_keys(
     return {}
 
 
-def _mlp_ratios(model: Any) -> Iterator[float]:
+def _mlp_ratios(adapted: AdaptedModel) -> Iterator[float]:
     """What timm's `mlp_ratio` could be: plain and packed gated MLPs, rounded down by timm."""
     for layers in (1, 2):
-        ratios = {layers * site.width / site.down.out_features for site in _sites(model)}
+        ratios = {layers * site.width / site.down.out_features for site in adapted.sites}
         if len(ratios) == 1:
             (ratio,) = ratios
             yield ratio
-            yield ratio + 0.5 / _sites(model)[0].down.out_features  # where the ratio is rounded to below the width
+            yield ratio + 0.5 / adapted.sites[0].down.out_features  # where the ratio is rounded to below the width
 
 
-def _widths(model: Any, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _widths(adapted: AdaptedModel, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """What the config could say of the MLP's width: the width, or how many times that of the states it is."""
-    sizes = {(site.width, site.down.out_features) for site in _sites(model)}
+    sizes = {(site.width, site.down.out_features) for site in adapted.sites}
     if len(sizes) != 1:
         return
     ((width, size),) = sizes
     if "mlp_ratio" not in config:
         yield {"intermediate_size": width}
-        if adapt(model, check=False).num_classes and config.get("vision_use_head"):
+        if adapted.num_classes and config.get("vision_use_head"):
             yield {"intermediate_size": width, "vision_use_head": False}
         return
     for ratio in (width / size, width / _GATED / size):
         yield {"mlp_ratio": int(ratio) if ratio.is_integer() else ratio}
-
-
-def _sites(model: Any) -> tuple[NeuronSite, ...]:
-    return adapt(model, check=False).sites
 
 
 def _shapes(model: Any) -> dict[str, torch.Size]:

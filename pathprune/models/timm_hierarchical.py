@@ -23,19 +23,10 @@ from pathprune.models.stack import Stack
 
 
 @dataclass(frozen=True)
-class _MergingBlock:
-    """The first block of a Swin stage: neighbouring tokens are merged as it opens."""
+class _BlockOfStage:
+    """A block that opens in a way of its own, and goes on as any other."""
 
     inner: SequentialBlock
-    downsample: nn.Module
-    grid: tuple[int, int]  # of the tokens before
-
-    def read(self, h: Tensor, rows: Tensor | None) -> Tensor:
-        return h
-
-    def open(self, h: Tensor, read: Tensor, rows: Tensor | None, context: Context) -> tuple[Tensor, Tensor]:
-        stream, read = (self.downsample(as_grid(x, self.grid)).flatten(1, 2) for x in (h, read))
-        return self.inner.open(stream, self.inner.read(read, rows), rows, context)
 
     def close(self, m: Tensor, u: Tensor) -> Tensor:
         return self.inner.close(m, u)
@@ -48,16 +39,40 @@ class _MergingBlock:
 
 
 @dataclass(frozen=True)
-class _Swin:
-    """Attention within shifted windows of a grid; tokens are kept flat between blocks."""
+class _MergingBlock(_BlockOfStage):
+    """The first block of a Swin stage: neighbouring tokens are merged as it opens."""
+
+    downsample: nn.Module
+    grid: tuple[int, int]  # of the tokens before
+
+    def read(self, h: Tensor, rows: Tensor | None) -> Tensor:
+        return h
+
+    def open(self, h: Tensor, read: Tensor, rows: Tensor | None, context: Context) -> tuple[Tensor, Tensor]:
+        stream, read = (self.downsample(as_grid(x, self.grid)).flatten(1, 2) for x in (h, read))
+        return self.inner.open(stream, self.inner.read(read, rows), rows, context)
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """What the families share: they pool over all tokens, and their attention takes the states alone."""
 
     model: Any
-    family: str = "timm SwinTransformer"
     readout: tuple[int, ...] = ()
 
     @property
     def num_classes(self) -> int:
         return int(self.model.num_classes)
+
+    def context(self, index: int, h: Tensor) -> Context:
+        return {}
+
+
+@dataclass(frozen=True)
+class _Swin(_Stages):
+    """Attention within shifted windows of a grid; tokens are kept flat between blocks."""
+
+    family: str = "timm SwinTransformer"
 
     @property
     def input_size(self) -> tuple[int, int, int] | None:
@@ -67,9 +82,6 @@ class _Swin:
     def stem(self, images: Tensor) -> Tensor:
         h: Tensor = self.model.patch_embed(images).flatten(1, 2)
         return h
-
-    def context(self, index: int, h: Tensor) -> Context:
-        return {}
 
     def head(self, h: Tensor) -> Tensor:
         grid = self.model.layers[-1].output_resolution
@@ -93,10 +105,8 @@ class _Swin:
 
 
 @dataclass(frozen=True)
-class _PoolingBlock:
+class _PoolingBlock(_BlockOfStage):
     """A Hiera block; the first of a stage pools its tokens and widens them."""
-
-    inner: SequentialBlock
 
     def read(self, h: Tensor, rows: Tensor | None) -> Tensor:
         return self.inner.read(h, rows)
@@ -112,27 +122,12 @@ class _PoolingBlock:
         m = m if rows is None else m[:, rows]
         return m, self.inner.hidden(m)
 
-    def close(self, m: Tensor, u: Tensor) -> Tensor:
-        return self.inner.close(m, u)
-
-    def residual_scale(self) -> Tensor | None:
-        return self.inner.residual_scale()
-
-    def site(self, index: int) -> NeuronSite:
-        return self.inner.site(index)
-
 
 @dataclass(frozen=True)
-class _Hiera:
+class _Hiera(_Stages):
     """Attention within mask units, which are neighbours after unrolling."""
 
-    model: Any
     family: str = "timm Hiera"
-    readout: tuple[int, ...] = ()
-
-    @property
-    def num_classes(self) -> int:
-        return int(self.model.num_classes)
 
     @property
     def input_size(self) -> tuple[int, int, int] | None:
@@ -143,9 +138,6 @@ class _Hiera:
         model = self.model
         h: Tensor = model.unroll(model._pos_embed(model.patch_embed(images)))
         return h
-
-    def context(self, index: int, h: Tensor) -> Context:
-        return {}
 
     def head(self, h: Tensor) -> Tensor:
         logits: Tensor = self.model.forward_head(h)
