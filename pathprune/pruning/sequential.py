@@ -23,6 +23,7 @@ from pathprune.pruning.compensation import (
     set_weight,
 )
 from pathprune.pruning.least_squares import warn_of_dependence
+from pathprune.pruning.reconstruction import reconstruct
 from pathprune.pruning.ridge import cross_validated_ridge, solve_ridge
 from pathprune.pruning.streams import Streams
 from pathprune.scoring.sensitivity import token_weights
@@ -44,6 +45,8 @@ class Sequential(Compensation):
       the last block of a model with a class token, that is the class token alone, and the fit has that fewer rows.
     - refit_attention: before the MLP, also fit the attention's linear layers behind narrowed blocks: the projection as
       the MLP is, to give the dense model's state from the narrowed one, the others to give the dense model's outputs.
+    - reconstruct: then fit both layers of each MLP to the same by so many steps of L-BFGS, as far as images held out
+      gain from it too (see `reconstruct`); 0 leaves the kept neurons' own weights alone.
     """
 
     needs_batches: ClassVar[bool] = True
@@ -51,6 +54,7 @@ class Sequential(Compensation):
     ridge: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["cross-validated"] = "cross-validated"
     token_weights: bool = False
     refit_attention: bool = True
+    reconstruct: int = Field(30, ge=0)
 
     @torch.no_grad()
     def __call__(self, pruned: AdaptedModel, context: CompensationContext) -> None:
@@ -63,17 +67,22 @@ class Sequential(Compensation):
         streams = Streams(dense, pruned, block=first, batches=context.batches)
         dependent = []
         for block, scale_D in scales.items():
-            if self.refit_attention and block > first:
-                for name in streams.attention_layers(block):
-                    layer, scale = pruned.model.get_submodule(name), streams.scale_into_stream(block, name)
-                    assert isinstance(layer, nn.Linear)
-                    halves = streams.layer_moments(block, name, into_stream=scale is not None)
-                    self._fit(layer, halves, torch.ones(layer.out_features).double() if scale is None else scale)
-            if self._fit(pruned.sites[block].down, streams.down_moments(block, weights), scale_D):
+            if block > first:
+                streams.advance()
+                if self.refit_attention:
+                    self._fit_attention(pruned, streams)
+            site = pruned.sites[block]
+            if self._fit(site.down, streams.down_moments(weights), scale_D):
                 dependent.append(block)
-            if block + 1 < len(dense.sites):
-                streams.advance(block)
+            reconstruct(site, *streams.mlp_rows(), scale_D=scale_D, steps=self.reconstruct)
         warn_of_dependence(self, dependent)
+
+    def _fit_attention(self, pruned: AdaptedModel, streams: Streams) -> None:
+        for name in streams.attention_layers():
+            layer, scale = pruned.model.get_submodule(name), streams.scale_into_stream(name)
+            assert isinstance(layer, nn.Linear)
+            halves = streams.layer_moments(name, into_stream=scale is not None)
+            self._fit(layer, halves, torch.ones(layer.out_features).double() if scale is None else scale)
 
     def _fit(self, layer: nn.Linear, halves: Sequence[Moments], scale_D: Tensor) -> bool:
         """Refit a linear layer, in place, to moments of its inputs and of its outputs times `scale`.
@@ -88,8 +97,8 @@ class Sequential(Compensation):
         def problem(moments: Moments) -> tuple[Tensor, Tensor]:
             """Moments of the inputs, and of them with what the weights so far leave unexplained of the outputs."""
             assert moments.covariance is not None
-            covariance_KK = moments.covariance[:width, :width]
-            return covariance_KK, moments.covariance[width:, :width] / divisor_D[:, None] - start_DK @ covariance_KK
+            covariance_KK = moments.covariance[:width]
+            return covariance_KK, moments.covariance[width:] / divisor_D[:, None] - start_DK @ covariance_KK
 
         ridge = self.ridge
         if ridge == "cross-validated":

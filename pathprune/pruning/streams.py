@@ -1,7 +1,8 @@
 """Calibration images side by side in the dense and the narrowed model, carried from block to block.
 
-Both states that enter a block are kept per image, in the model's own precision on the CPU: `2 N T D` numbers whatever
-the depth and the widths, 50 MB for 1,000 images of a ViT-S at 56 px, 1.2 GB for a ViT-B at 224 px.
+The states that enter a block are kept per image, and the dense model's before its MLP and behind it, in the model's own
+precision on the CPU: `4 N T D` numbers whatever the depth and the widths, 100 MB for 1,000 images of a ViT-S at 56 px,
+2.4 GB for a ViT-B at 224 px.
 """
 
 # N images, B of them in a batch, T tokens, D width of the residual stream, I inputs and O outputs of a linear layer
@@ -9,7 +10,7 @@ the depth and the widths, 50 MB for 1,000 images of a ViT-S at 56 px, 1.2 GB for
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -28,17 +29,19 @@ Weights = Sequence[dict[str, Tensor]]
 
 @dataclass
 class _States:
-    """What enters a block, `[B, T, D]`, for one batch of images."""
+    """One batch of images at a block, `[B, T, D]`: what enters it, and the dense model's before its MLP and behind it."""
 
     dense: Tensor
     narrowed: Tensor
+    opened: Tensor
+    closed: Tensor
 
 
 class Streams:
-    """The states that enter `block` in the dense and the narrowed model, up to which the two are the same."""
+    """The states at `block`, up to which the dense and the narrowed model are the same; `advance` goes on from it."""
 
     def __init__(self, dense: AdaptedModel, narrowed: AdaptedModel, *, block: int, batches: Batches) -> None:
-        self._dense, self._narrowed = dense, narrowed
+        self._dense, self._narrowed, self._block = dense, narrowed, block
         self._states: list[_States] = []
         parameter = next(dense.model.parameters())
         self._device = parameter.device
@@ -47,16 +50,30 @@ class Streams:
                 h_BTD = dense.stem(images.to(parameter))
                 for index in range(block):
                     h_BTD = dense.close_block(index, *dense.open_block(index, h_BTD))
-                self._states.append(_States(h_BTD.cpu(), h_BTD.cpu()))
+                self._states.append(self._at_block(h_BTD, h_BTD))
         if not self._states:
             raise ValueError("compensation 'sequential' needs at least one image; there are no calibration batches")
 
-    def attention_layers(self, block: int) -> list[str]:
-        """The linear layers of a block that run before its hidden rows and hold no neurons, in order.
+    def _at_block(self, dense_BTD: Tensor, narrowed_BTD: Tensor) -> _States:
+        m_BTD, u_BTW = self._dense.open_block(self._block, dense_BTD)
+        closed_BTD = self._dense.close_block(self._block, m_BTD, u_BTW)
+        return _States(dense_BTD.cpu(), narrowed_BTD.cpu(), m_BTD.cpu(), closed_BTD.cpu())
+
+    def advance(self) -> None:
+        """Go on to the next block."""
+        block, self._block = self._block, self._block + 1
+        with evaluating(self._dense.model), evaluating(self._narrowed.model):
+            for index, state in enumerate(self._states):
+                opened = self._narrowed.open_block(block, state.narrowed.to(self._device))
+                narrowed_BTD = self._narrowed.close_block(block, *opened)
+                self._states[index] = self._at_block(state.closed.to(self._device), narrowed_BTD)
+
+    def attention_layers(self) -> list[str]:
+        """The linear layers of the block that run before its hidden rows and hold no neurons, in order.
 
         Those without a bias are left out, as fits have one.
         """
-        site = self._dense.sites[block]
+        site = self._dense.sites[self._block]
         hold_neurons = {site.down, *(rows.layer for rows in site.rows)}
         names = {
             module: name
@@ -67,103 +84,116 @@ class Streams:
         handles = [module.register_forward_hook(lambda *call: ran.append(names[call[0]])) for module in names]
         try:
             with evaluating(self._dense.model):
-                self._dense.open_block(block, self._states[0].dense[:1].to(self._device))
+                self._dense.open_block(self._block, self._states[0].dense[:1].to(self._device))
         finally:
             for handle in handles:
                 handle.remove()
         return list(dict.fromkeys(ran))
 
-    def scale_into_stream(self, block: int, layer: str) -> Tensor | None:
+    def scale_into_stream(self, layer: str) -> Tensor | None:
         """What the block multiplies a layer's output by, `[D]`, before it adds it to its state; None if it does not.
 
         Read off a batch: exact up to rounding where the state before the MLP is the block's own plus the scaled output.
         """
         state = self._states[0]
-        with evaluating(self._dense.model), _watching(self._dense.model.get_submodule(layer)) as seen:
-            m_BTD, _ = self._dense.open_block(block, state.dense.to(self._device))
-        out_BTD = seen[-1][1].cpu()
-        if not m_BTD.shape == state.dense.shape == out_BTD.shape:  # such as where the block merges patches
+        _, out_BTD = (each.cpu() for each in self._run_to(self._dense, layer, state.dense))
+        if not state.opened.shape == state.dense.shape == out_BTD.shape:  # such as where the block merges patches
             return None
-        added_BTD = m_BTD.cpu() - state.dense
-        exact_ND, out_ND = (each.flatten(0, -2).to(torch.float64) for each in (added_BTD, out_BTD))
+        exact_ND, out_ND = (each.flatten(0, -2).to(torch.float64) for each in (state.opened - state.dense, out_BTD))
         scale_D = (exact_ND * out_ND).sum(0) / out_ND.square().sum(0).clamp(min=torch.finfo(torch.float64).tiny)
         rest = (exact_ND - scale_D * out_ND).norm() / exact_ND.norm().clamp(min=torch.finfo(torch.float64).tiny)
         return scale_D if float(rest) < _EXACT else None
 
-    def layer_moments(self, block: int, layer: str, *, into_stream: bool = False) -> list[Moments]:
+    def layer_moments(self, layer: str, *, into_stream: bool = False) -> list[Moments]:
         """Moments of the rows `[I + O]` of a linear layer that runs before the block's hidden rows, by half.
 
         Inputs are those of the narrowed model, outputs those of the dense model for its own inputs; or, `into_stream`,
-        what the block should add to the narrowed state for the MLP to see the dense model's.
+        what the block should add to the narrowed state for the MLP to see the dense model's. Covariances `[I + O, I]`.
         """
 
-        def rows(state: _States) -> Tensor:
-            with _watching(self._narrowed.model.get_submodule(layer)) as narrow:
-                self._narrowed.open_block(block, state.narrowed.to(self._device))
-            with _watching(self._dense.model.get_submodule(layer)) as wide:
-                m_BTD, _ = self._dense.open_block(block, state.dense.to(self._device))
-            wanted = m_BTD - state.narrowed.to(self._device) if into_stream else wide[-1][1]
-            return torch.cat([narrow[-1][0], wanted], dim=-1)
+        def rows(state: _States) -> tuple[Tensor, Tensor]:
+            input_BTI, _ = self._run_to(self._narrowed, layer, state.narrowed)
+            if into_stream:
+                return input_BTI, (state.opened - state.narrowed).to(self._device)
+            return input_BTI, self._run_to(self._dense, layer, state.dense)[1]
 
-        return self._moments(block, rows)
+        return self._moments(rows)
 
-    def down_moments(self, block: int, weights: Weights | None) -> list[Moments]:
+    def down_moments(self, weights: Weights | None = None) -> list[Moments]:
         """Moments of the rows `[K + D]`, by half: kept hidden rows, and what `down` should add to the stream.
 
-        That is the dense model's own block output less the narrowed state before the MLP. Moves the dense states to
-        the block's output.
+        That is the dense model's own block output less the narrowed state before the MLP. Covariances `[K + D, K]`.
         """
 
-        def rows(state: _States) -> Tensor:
-            opened = self._dense.open_block(block, state.dense.to(self._device))
-            h_BTD = self._dense.close_block(block, *opened)
-            m_BTD, u_BTK = self._narrowed.open_block(block, state.narrowed.to(self._device))
-            state.dense = h_BTD.cpu()
-            return torch.cat([u_BTK, h_BTD - m_BTD], dim=-1)
+        def rows(state: _States) -> tuple[Tensor, Tensor]:
+            m_BTD, u_BTK = self._narrowed.open_block(self._block, state.narrowed.to(self._device))
+            return u_BTK, state.closed.to(self._device) - m_BTD
 
-        name = self._dense.sites[block].name
-        return self._moments(block, rows, None if weights is None else [each[name] for each in weights])
+        name = self._dense.sites[self._block].name
+        return self._moments(rows, None if weights is None else [each[name] for each in weights])
 
-    def advance(self, block: int) -> None:
-        """Move the narrowed states to the block's output."""
-        with evaluating(self._narrowed.model):
+    def mlp_rows(self) -> tuple[Tensor, Tensor]:
+        """What the narrowed MLP reads and what it should add to the stream: `[N, T, D]` both, on the CPU."""
+        layer = self._narrowed.sites[self._block].rows[0].layer
+        read, wanted = [], []
+        with evaluating(self._narrowed.model), _watching(layer) as seen:
             for state in self._states:
-                opened = self._narrowed.open_block(block, state.narrowed.to(self._device))
-                state.narrowed = self._narrowed.close_block(block, *opened).cpu()
+                m_BTD, _ = self._narrowed.open_block(self._block, state.narrowed.to(self._device))
+                read.append(seen.pop()[0].cpu())
+                wanted.append(state.closed - m_BTD.cpu())
+        return torch.cat(read), torch.cat(wanted)
+
+    def _run_to(self, adapted: AdaptedModel, layer: str, state_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """A layer's input and output; what comes behind it is not run."""
+        with evaluating(adapted.model), _watching(adapted.model.get_submodule(layer), stop=True) as seen:
+            with suppress(_ReachedError):
+                adapted.open_block(self._block, state_BTD.to(self._device))
+        return seen[0]
 
     def _moments(
-        self, block: int, rows_of: Callable[[_States], Tensor], weights: Sequence[Tensor] | None = None
+        self, rows_of: Callable[[_States], tuple[Tensor, Tensor]], weights: Sequence[Tensor] | None = None
     ) -> list[Moments]:
-        """Moments of the even and of the odd images' rows; a single image has no odd ones."""
+        """Moments of the even and of the odd images' inputs and outputs; a single image has no odd ones."""
         halves: list[Moments | None] = [None, None]
         num_images = 0
         for index, state in enumerate(self._states):
             with evaluating(self._dense.model), evaluating(self._narrowed.model):
-                rows = rows_of(state)
+                inputs, outputs = rows_of(state)
+            rows = torch.cat([inputs, outputs], dim=-1)
             per_image = rows.reshape(len(state.dense), -1, rows.shape[-1])
             for parity in (0, 1):
                 chosen = slice((parity - num_images) % 2, None, 2)
                 weight = None if weights is None else weights[index][chosen].flatten()
                 found = per_image[chosen].flatten(0, -2)
                 if len(found):
-                    moments = Moments.of(found, covariance=True, weights=weight)
+                    moments = Moments.of(found, covariance=inputs.shape[-1], weights=weight)
                     known = halves[parity]
                     halves[parity] = moments if known is None else known.merge(moments)
             num_images += len(state.dense)
         made = [half for half in halves if half is not None]
         if not all(half.mean.isfinite().all() for half in made):
             raise ValueError(
-                f"block {block}: activations are NaN or infinite while fitting; check the images' normalisation, or "
+                f"block {self._block}: activations are NaN or infinite while fitting; check the images' normalisation, or "
                 "run the model in float32"
             )
         return made
 
 
+class _ReachedError(Exception):
+    """A forward pass has come as far as it was wanted."""
+
+
 @contextmanager
-def _watching(layer: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """While open, every forward through `layer` adds its input and output."""
+def _watching(layer: nn.Module, *, stop: bool = False) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """While open, every forward through `layer` adds its input and output, and with `stop` ends there."""
     seen: list[tuple[Tensor, Tensor]] = []
-    handle = layer.register_forward_hook(lambda _, args, output: seen.append((args[0], output)))
+
+    def watch(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append((args[0], output))
+        if stop:
+            raise _ReachedError
+
+    handle = layer.register_forward_hook(watch)
     try:
         yield seen
     finally:

@@ -27,7 +27,10 @@ _CHUNK_ROWS = 8192  # rows multiplied at a time: float32 sums no more than these
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and population variance `[W]`, and covariance `[W, W]` if wanted, of `num_rows` rows: float64 on the CPU."""
+    """Mean and population variance `[W]`, and covariance if wanted, of `num_rows` rows: float64 on the CPU.
+
+    The covariance is `[W, W]`, or `[W, C]`: that of all columns with the first C.
+    """
 
     num_rows: int
     mean: Tensor
@@ -43,12 +46,14 @@ class Moments:
         covariance = None
         if self.covariance is not None and other.covariance is not None:
             covariance = torch.lerp(self.covariance, other.covariance, share)
-            covariance.addr_(step, step, alpha=share * (1 - share))
+            covariance.addr_(step, step[: covariance.shape[1]], alpha=share * (1 - share))
         return Moments(total, self.mean + share * step, spread + share * (1 - share) * step.square(), covariance)
 
     @classmethod
-    def of(cls, rows: Tensor, *, covariance: bool = False, weights: Tensor | None = None) -> Moments:
+    def of(cls, rows: Tensor, *, covariance: bool | int = False, weights: Tensor | None = None) -> Moments:
         """The moments of `rows` `[N, W]`, each counted `weights` `[N]` times; the weights sum to N.
+
+        `covariance` is wanted with all columns, or with so many.
 
         Sums are in float64 where the device has it; products are of centred rows, in float32 where the rows are no
         wider, which costs nothing that matters beside the rows' own rounding and halves the time.
@@ -58,15 +63,16 @@ class Moments:
         chunks = list(zip(torch.split(rows, _CHUNK_ROWS), torch.split(weight_N, _CHUNK_ROWS), strict=True))
         mean = torch.stack([weight_R @ chunk_RW.to(torch.float64) for chunk_RW, weight_R in chunks]).sum(0) / len(rows)
         variance = torch.zeros_like(mean)
-        products = torch.zeros(len(mean), len(mean) if covariance else 0, dtype=torch.float64, device=rows.device)
+        columns = len(mean) if covariance is True else int(covariance)
+        products = torch.zeros(len(mean), columns, dtype=torch.float64, device=rows.device)
         for chunk_RW, weight_R in chunks:
             scaled_RW = weight_R.sqrt()[:, None] * (chunk_RW.to(torch.float64) - mean)
             variance += scaled_RW.square().sum(0)
-            if covariance:
+            if columns:
                 scaled_RW = scaled_RW.to(torch.promote_types(rows.dtype, torch.float32))
-                products += scaled_RW.T @ scaled_RW
+                products += scaled_RW.T @ scaled_RW[:, :columns]
         moments = cls(len(rows), mean.cpu(), (variance / len(rows)).cpu())
-        return replace(moments, covariance=(products / len(rows)).cpu()) if covariance else moments
+        return replace(moments, covariance=(products / len(rows)).cpu()) if columns else moments
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathprune.pruning import LeastSquares, PrunePlan, Sequential, make_plan, pr
 from pathprune.scoring import collect_statistics
 from pathprune.scoring.sensitivity import token_weights
 
-PLAIN = {"refit_attention": False}
+PLAIN = {"refit_attention": False, "reconstruct": 0}
 TINY = {"img_size": 16, "patch_size": 4, "depth": 3, "embed_dim": 12, "num_heads": 2, "num_classes": 5, "mlp_ratio": 2}
 
 
@@ -116,7 +116,7 @@ def test_tokens_count_as_much_as_the_answer_listens_to_them():
     adapted, images = make(), images_of(10)
     plan, batches = half(adapted), batches_of(images)
     weights = token_weights(adapted, batches, seed=5)
-    settings = Sequential(ridge=0.01, token_weights=True, refit_attention=False)
+    settings = Sequential(ridge=0.01, token_weights=True, **PLAIN)
     pruned = prune(adapted, plan=plan, compensation=settings, batches=batches, seed=5)
     by_block = [torch.cat([batch[site.name] for batch in weights]) for site in adapted.sites]
     expected = sequential_by_hand(adapted, plan, images, ridge=0.01, weights=by_block)
@@ -130,7 +130,7 @@ def test_tokens_count_as_much_as_the_answer_listens_to_them():
 def test_the_attention_is_fitted_behind_the_first_narrowed_block(scale):
     adapted, images = make(scale), images_of(10)
     plan = half(adapted)
-    settings = Sequential(ridge=0.01)
+    settings = Sequential(ridge=0.01, reconstruct=0)
     pruned = prune(adapted, plan=plan, compensation=settings, batches=batches_of(images))
     for part in ("qkv", "proj"):  # nothing to repair in front of block 0
         assert torch.equal(
@@ -167,8 +167,8 @@ def test_fitting_the_attention_repairs_more_of_what_the_last_mlp_sees():
             h = each.close_block(index, *each.open_block(index, h))
         return each.open_block(2, h)[0]
 
-    mlps = prune(adapted, plan=plan, compensation=Sequential(ridge=1e-3, refit_attention=False), batches=batches)
-    both = prune(adapted, plan=plan, compensation=Sequential(ridge=1e-3), batches=batches)
+    mlps = prune(adapted, plan=plan, compensation=Sequential(ridge=1e-3, **PLAIN), batches=batches)
+    both = prune(adapted, plan=plan, compensation=Sequential(ridge=1e-3, reconstruct=0), batches=batches)
     expected = last_state(adapted)
     assert (last_state(both) - expected).norm() < 0.99 * (last_state(mlps) - expected).norm()
 

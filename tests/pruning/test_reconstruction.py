@@ -1,0 +1,81 @@
+"""Block reconstruction: it learns what the neurons' own weights can do, and nothing that images held out do not gain from."""
+
+import pytest
+import torch
+from timm.layers import Mlp, SwiGLU, SwiGLUPacked
+from torch import Tensor, nn
+
+from pathprune.models.mlp import find_mlp
+from pathprune.pruning.reconstruction import reconstruct
+
+D, K, N, T = 6, 5, 64, 4
+MLPS = {
+    "plain": lambda: Mlp(D, K),
+    "gated": lambda: SwiGLU(D, K, norm_layer=nn.LayerNorm),
+    "packed": lambda: SwiGLUPacked(D, 2 * K),
+}
+SCALE = torch.tensor([1.0, 0.5, 2.0, 1.0, 0.1, 0.0], dtype=torch.float64)
+
+
+def site_of(mlp: nn.Module):
+    return find_mlp(mlp.eval()).site("mlp", 0)
+
+
+def missed(mlp: nn.Module, read: Tensor, wanted: Tensor) -> float:
+    with torch.no_grad():
+        return float((wanted - SCALE.float() * mlp(read)).square().mean())
+
+
+def problem(kind: str) -> tuple[nn.Module, Tensor, Tensor]:
+    """An MLP beside the one that made what is wanted, which has the same down-projection."""
+    torch.manual_seed(0)
+    maker, mlp = MLPS[kind](), MLPS[kind]()
+    for parameter in maker.parameters():
+        nn.init.normal_(parameter)
+    mlp.load_state_dict(maker.state_dict())
+    for layer in {rows.layer for rows in site_of(mlp).rows}:
+        layer.weight.data += 0.3 * torch.randn_like(layer.weight)
+    read = torch.randn(2 * N, T, D)
+    with torch.no_grad():
+        return mlp, read, SCALE.float() * maker.eval()(read)
+
+
+@pytest.mark.parametrize("kind", MLPS)
+def test_neurons_learn_what_no_fit_of_the_output_layer_gives(kind: str) -> None:
+    mlp, read, wanted = problem(kind)
+    site = site_of(mlp)
+    hidden = find_mlp(mlp).hidden(read[N:]).flatten(0, 1).detach()
+    hidden = torch.cat([hidden, torch.ones(len(hidden), 1)], dim=1)
+    target = wanted[N:].flatten(0, 1)
+    rest = target - hidden @ torch.linalg.lstsq(hidden, target).solution  # the best output layer for the very images
+    layers, flags = {rows.layer for rows in site.rows} | {site.down}, [p.requires_grad_(False) for p in mlp.parameters()]
+    assert reconstruct(site, read[:N], wanted[:N], scale_D=SCALE, steps=60)
+    assert missed(mlp, read[N:], wanted[N:]) < 0.3 * float(rest.square().mean())
+    assert len(flags) == len(list(mlp.parameters())) and not any(p.requires_grad for p in mlp.parameters())
+    assert {rows.layer for rows in site_of(mlp).rows} | {site_of(mlp).down} == layers
+
+
+def test_noise_is_not_learnt() -> None:
+    mlp, read, _ = problem("plain")
+    wanted = torch.randn(16, T, D, generator=torch.Generator().manual_seed(1))
+    mlp.fc2.weight.data.zero_()
+    mlp.fc2.bias.data.zero_()
+    held_out = torch.arange(16) % 8 == 7
+    before = missed(mlp, read[:16][held_out], wanted[held_out])
+    reconstruct(site_of(mlp), read[:16], wanted, scale_D=SCALE, steps=100)
+    assert missed(mlp, read[:16][held_out], wanted[held_out]) <= before
+
+
+@pytest.mark.parametrize(("images", "steps"), [(7, 30), (N, 0)])
+def test_too_few_images_or_no_steps_change_nothing(images: int, steps: int) -> None:
+    mlp, read, wanted = problem("plain")
+    before = {name: tensor.clone() for name, tensor in mlp.state_dict().items()}
+    assert not reconstruct(site_of(mlp), read[:images], wanted[:images], scale_D=SCALE, steps=steps)
+    assert all(torch.equal(before[name], tensor) for name, tensor in mlp.state_dict().items())
+
+
+def test_the_type_stays() -> None:
+    mlp, read, wanted = problem("plain")
+    mlp = mlp.to(torch.bfloat16)
+    assert reconstruct(site_of(mlp), read.bfloat16(), wanted.bfloat16(), scale_D=SCALE, steps=20)
+    assert {parameter.dtype for parameter in mlp.parameters()} == {torch.bfloat16}
