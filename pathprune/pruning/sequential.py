@@ -54,7 +54,7 @@ class Sequential(Compensation):
     ridge: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["cross-validated"] = "cross-validated"
     token_weights: bool = False
     refit_attention: bool = True
-    reconstruct: int = Field(30, ge=0)
+    reconstruct: int = Field(20, ge=0)
 
     @torch.no_grad()
     def __call__(self, pruned: AdaptedModel, context: CompensationContext) -> None:
