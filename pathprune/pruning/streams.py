@@ -29,7 +29,7 @@ Weights = Sequence[dict[str, Tensor]]
 
 @dataclass
 class _States:
-    """One batch of images at a block, `[B, T, D]`: what enters it, and the dense model's before its MLP and behind it."""
+    """A batch at a block: what enters it, and the dense model's before its MLP and behind it; `[B, T, D]`."""
 
     dense: Tensor
     narrowed: Tensor
@@ -145,9 +145,9 @@ class Streams:
 
     def _run_to(self, adapted: AdaptedModel, layer: str, state_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """A layer's input and output; what comes behind it is not run."""
-        with evaluating(adapted.model), _watching(adapted.model.get_submodule(layer), stop=True) as seen:
-            with suppress(_ReachedError):
-                adapted.open_block(self._block, state_BTD.to(self._device))
+        watched = adapted.model.get_submodule(layer)
+        with evaluating(adapted.model), _watching(watched, stop=True) as seen, suppress(_ReachedError):
+            adapted.open_block(self._block, state_BTD.to(self._device))
         return seen[0]
 
     def _moments(
@@ -173,8 +173,8 @@ class Streams:
         made = [half for half in halves if half is not None]
         if not all(half.mean.isfinite().all() for half in made):
             raise ValueError(
-                f"block {self._block}: activations are NaN or infinite while fitting; check the images' normalisation, or "
-                "run the model in float32"
+                f"block {self._block}: activations are NaN or infinite while fitting; check the images' normalisation, "
+                "or run the model in float32"
             )
         return made
 

@@ -1,4 +1,4 @@
-"""Block reconstruction: it learns what the neurons' own weights can do, and nothing that images held out do not gain from."""
+"""Block reconstruction: it learns what neurons' own weights can do, nothing that held-out images do not gain from."""
 
 import pytest
 import torch
@@ -48,11 +48,10 @@ def test_neurons_learn_what_no_fit_of_the_output_layer_gives(kind: str) -> None:
     hidden = torch.cat([hidden, torch.ones(len(hidden), 1)], dim=1)
     target = wanted[N:].flatten(0, 1)
     rest = target - hidden @ torch.linalg.lstsq(hidden, target).solution  # the best output layer for the very images
-    layers, flags = {rows.layer for rows in site.rows} | {site.down}, [p.requires_grad_(False) for p in mlp.parameters()]
+    mlp.requires_grad_(False)
     assert reconstruct(site, read[:N], wanted[:N], scale_D=SCALE, steps=60)
     assert missed(mlp, read[N:], wanted[N:]) < 0.3 * float(rest.square().mean())
-    assert len(flags) == len(list(mlp.parameters())) and not any(p.requires_grad for p in mlp.parameters())
-    assert {rows.layer for rows in site_of(mlp).rows} | {site_of(mlp).down} == layers
+    assert not any(parameter.requires_grad for parameter in mlp.parameters())
 
 
 def test_noise_is_not_learnt() -> None:
