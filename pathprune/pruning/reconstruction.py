@@ -41,7 +41,7 @@ def reconstruct(site: NeuronSite, read_NTD: Tensor, wanted_NTD: Tensor, *, scale
     def missed(chosen_N: Tensor, *, backward: bool) -> float:
         """The share of what is wanted that is missed, in squares; its gradient is added to the parameters'."""
         wanted, share = wanted_NTD[chosen_N].square().sum(dtype=torch.float64).clamp(min=1e-30).item(), 0.0
-        for indices in chosen_N.nonzero().squeeze(1).split(num_images):
+        for indices in torch.split(chosen_N.nonzero().squeeze(1), num_images):
             read_BTD, wanted_BTD = (each[indices].to(weight.device, torch.float32) for each in (read_NTD, wanted_NTD))
             with torch.set_grad_enabled(backward):
                 part = (wanted_BTD - scale_D * mlp(read_BTD)).square().sum() / wanted
@@ -64,7 +64,7 @@ def reconstruct(site: NeuronSite, read_NTD: Tensor, wanted_NTD: Tensor, *, scale
     )
     least, best = missed(held_out_N, backward=False), None
     for _ in range(0, steps, _STEPS_BETWEEN_LOOKS):
-        search.step(closure)
+        search.step(closure)  # type: ignore[no-untyped-call]  # torch's own has no types
         now = missed(held_out_N, backward=False)
         if not now < least:
             break
