@@ -3,14 +3,13 @@
 import pytest
 
 from pathprune.pruning import Budget
-from pathprune.report.wording import budget_words, interval, listed, millions, p_value, percent, points, signed
+from pathprune.report.wording import budget_words, interval, listed, millions, p_value, percent, points
 
 
 def test_numbers_are_written_for_people() -> None:
     assert (percent(0.5), percent(0.98765, 1)) == ("50 %", "98.8 %")
     assert interval((0.978, 0.9871)) == "[97.8, 98.7]"
     assert [points(share) for share in (0.0104, -0.09, 0.0004, -0.0004)] == ["+1.0", "−9.0", "0.0", "0.0"]
-    assert [signed(number) for number in (0.44, -0.25, -0.04)] == ["0.4", "−0.2", "0.0"]
     assert [millions(number) for number in (1.5e4, 2.7e6, 1.83e7, 1.76e10)] == [
         "0.01 M",
         "2.70 M",
@@ -22,7 +21,7 @@ def test_numbers_are_written_for_people() -> None:
 
 @pytest.mark.parametrize(
     ("number", "words"),
-    [(1, "`a`"), (2, "`a` and `b`"), (3, "`a`, `b` and `c`"), (4, "`a`, `b` and 2 more")],
+    [(1, "`a`"), (2, "`a` and `b`"), (3, "`a`, `b` and 1 more"), (4, "`a`, `b` and 2 more")],
 )
 def test_lists_end_in_and(number: int, words: str) -> None:
     assert listed(["a", "b", "c", "d"][:number], at_most=2) == words
