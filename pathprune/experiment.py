@@ -30,6 +30,7 @@ from pathprune.mining import ClassStats, ZeroShot, ZeroShotClassifier, objective
 from pathprune.models.adapt import adapt
 from pathprune.models.checkpoint import load_pruned, save_pruned
 from pathprune.models.loading import LoadedModel, load_model
+from pathprune.models.pruned_config import VERSION
 from pathprune.models.seam import AdaptedModel
 from pathprune.models.slicing import slice_head
 from pathprune.progress import image_progress
@@ -220,8 +221,10 @@ class Experiment:
             )
 
     def pruned(self, variant: Variant, plan: PrunePlan) -> AdaptedModel:
-        """A pruned and compensated copy of the model."""
-        compensation = variant.compensation
+        """A pruned and compensated copy of the model: the saved one, where there is a checkpoint of it."""
+        compensation, saved = variant.compensation, f"pruned/{variant.id}"
+        if self.folder.is_current(saved, key=self.checkpoint_key(variant, plan)):
+            return adapt(load_pruned(self.folder.path / saved).to(self.accelerator.device), check=False)
         return prune(
             self.adapted,
             plan=plan,
@@ -301,6 +304,10 @@ class Experiment:
             calibration=self.splits.key("calibrate") if needs else None,
             seed=self.recipe.seed if compensation.needs_batches else None,
         )
+
+    def checkpoint_key(self, variant: Variant, plan: PrunePlan) -> str:
+        """Key of a pruned model's checkpoint."""
+        return key_of(model=self.model_key, pruned=self.variant_key(variant, plan), format=VERSION)
 
     def save_checkpoint(self, name: str, model: Callable[[], nn.Module], *, key: str, **about: Any) -> Path:
         """Save `model()` as a checkpoint folder, unless it is there already; returns its path.

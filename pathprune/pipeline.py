@@ -19,7 +19,6 @@ from pathprune.experiment import Experiment
 from pathprune.mined import tokens_to_mine
 from pathprune.mining import PathAccuracy
 from pathprune.models.checkpoint import describe_pruned, load_pruned
-from pathprune.models.pruned_config import VERSION
 from pathprune.planning import Planned, Planner
 from pathprune.provenance import made_by, measured, origin, published_recipe
 from pathprune.pruning import PrunePlan
@@ -274,7 +273,7 @@ def _save(experiment: Experiment, variant: Variant, plan: PrunePlan, model: Call
     return experiment.save_checkpoint(
         f"pruned/{variant.id}",
         model,
-        key=key_of(model=experiment.model_key, pruned=experiment.variant_key(variant, plan), format=VERSION),
+        key=experiment.checkpoint_key(variant, plan),
         kept=plan.kept,
         provenance=made_by(experiment.recipe, variant, plan),
         **origin(experiment.recipe, experiment.loaded),

@@ -545,6 +545,19 @@ def test_recovered_variants_are_rows_beside_the_unrecovered_and_load_to_what_the
     assert not (folder / "run" / "training").exists() or not list((folder / "run" / "training").iterdir())
 
 
+def test_recovery_starts_from_the_saved_checkpoint_where_there_is_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recovered_recipe(folder, epochs=1)
+    fresh = run_recipe(recipe).metrics
+    pruned = recipe.model_copy(update={"recover": None, "prune": recipe.prune.model_copy(update={"save": ("all",)})})
+    run_recipe(pruned, overwrite=True)
+    monkeypatch.setattr(experiment, "prune", refuse)
+    again = run_recipe(recipe.model_copy(update={"prune": pruned.prune}), overwrite=True).metrics
+    assert [row["top1"] for row in again] == [row["top1"] for row in fresh]
+    assert [row["nll"] for row in again] == [row["nll"] for row in fresh]
+
+
 def test_only_the_variants_asked_for_are_recovered(folder: Path) -> None:
     rows = run_recipe(recovered_recipe(folder, criteria="magnitude-l2", epochs=1)).metrics
     assert [row["variant_id"] for row in rows if row["recovery"]] == ["magnitude-l2--none--0.5--recovered"]

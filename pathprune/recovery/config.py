@@ -39,6 +39,7 @@ class TrainConfig(BaseModel):
     distill: DistillConfig | None = Field(None, description="learn from a teacher too; null: from labels alone")
     optimizer: str = Field("adamw", description="any name of timm.optim.create_optimizer_v2")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    freeze_stem: bool = Field(False, description="keep what makes tokens of images: patch embedding, positions")
     layer_decay: float | None = Field(None, gt=0, le=1, description="learning rate of a block over that of the next")
     weight_decay: float = Field(0.05, ge=0, description="not applied to biases and norms")
     schedule: str = Field("cosine", description="any name of timm.scheduler.create_scheduler_v2")
@@ -86,8 +87,12 @@ class RecoverConfig(TrainConfig):
 
     epochs: int = Field(1, ge=1, description="passes over the training images, in every round")
     labels: float = Field(0.0, ge=0, description="weight of the cross entropy to the labels; 0: labels are not used")
-    distill: DistillConfig | None = Field(DistillConfig(), description="learn from the dense model; null: from labels")
-    learning_rate: float = Field(1e-4, gt=0, description="peak learning rate")
+    distill: DistillConfig | None = Field(
+        DistillConfig(hidden=10.0), description="learn from the dense model; null: from labels"
+    )
+    batch_size: int = Field(64, ge=1, description="images per step and process")
+    learning_rate: float = Field(5e-5, gt=0, description="peak learning rate")
+    freeze_stem: bool = Field(True, description="keep what makes tokens of images, which pruning leaves alone")
     warmup_epochs: float = Field(0.1, ge=0, description="epochs of linear warm-up")
     criteria: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
         ("all",), min_length=1, description="criteria whose pruned models are trained; all: every one"

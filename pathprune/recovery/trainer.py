@@ -25,6 +25,7 @@ from pathprune.recovery.best import Best
 from pathprune.recovery.config import TrainConfig
 from pathprune.recovery.images import TrainingImages, seed_of, training_transform
 from pathprune.recovery.losses import Objective
+from pathprune.recovery.stem import held, stem_parameters
 from pathprune.recovery.timm_made import made
 
 log = logging.getLogger(__name__)
@@ -63,23 +64,25 @@ def train(
     that is not finite.
     """
     _check(model, config, teacher=teacher, validated=validate is not None)
-    trainer = _Trainer(
-        model,
-        TrainingImages(
-            images.with_transform(training_transform(data_config, config)), config.batch_size, seed, num_workers
-        ),
-        config,
-        accelerator or Accelerator(),
-        num_classes=num_classes,
-        teacher=teacher,
-        max_unreadable=max_unreadable,
-        state_file=state_file,
-        validate=validate,
-        description=description,
-    )
-    trainer.resume()
-    trainer.run()
-    trainer.finish()
+    stem = stem_parameters(model, input_size=data_config["input_size"]) if config.freeze_stem else []
+    with held(stem):
+        trainer = _Trainer(
+            model,
+            TrainingImages(
+                images.with_transform(training_transform(data_config, config)), config.batch_size, seed, num_workers
+            ),
+            config,
+            accelerator or Accelerator(),
+            num_classes=num_classes,
+            teacher=teacher,
+            max_unreadable=max_unreadable,
+            state_file=state_file,
+            validate=validate,
+            description=description,
+        )
+        trainer.resume()
+        trainer.run()
+        trainer.finish()
     return trainer.history
 
 

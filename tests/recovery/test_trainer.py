@@ -84,6 +84,7 @@ CHANGES: list[dict[str, Any]] = [
     {"optimizer": "muon"},
     {"accumulate_steps": 2, "batch_size": 4},
     {"labels": 0, "distill": {"hidden": 0.5}, "layer_decay": 0.7, "grad_checkpointing": True},
+    {"freeze_stem": True, "ema_decay": 0.9},
     {"schedule": "none"},
 ]
 
@@ -184,6 +185,15 @@ def test_lower_layers_learn_more_slowly_with_layer_decay(images: LabelledImages)
     (stem, head), (decayed_stem, decayed_head) = moved
     assert decayed_stem < 0.01 * stem
     assert decayed_head == pytest.approx(head, rel=0.2)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_frozen_stem_stays_and_the_rest_is_trained(images: LabelledImages, checkpointing: bool) -> None:
+    start = fresh_model().state_dict()
+    model, _ = trained(images, freeze_stem=True, grad_checkpointing=checkpointing, epochs=1)
+    kept = {name for name, weight in model.state_dict().items() if torch.equal(weight, start[name])}
+    assert kept == {"cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"}
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_trackers_hear_of_every_step(images: LabelledImages, tmp_path: Path) -> None:
