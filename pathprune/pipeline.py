@@ -28,7 +28,7 @@ from pathprune.report.entries import Results
 from pathprune.reporting import report
 from pathprune.runs import key_of, read_json
 from pathprune.scoring.criteria import Tokens
-from pathprune.training import check_splits, forget_state, train_model, training_key
+from pathprune.training import check_training, forget_state, train_model, training_key
 from pathprune.variants import Variant, label, of_seed, variants
 
 
@@ -61,7 +61,7 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
     """
     experiment = Experiment(recipe, overwrite=overwrite)
     if recipe.recover:
-        check_splits(experiment)
+        check_training(experiment, recipe.recover)
     found = _run(experiment, is_full=True)
     folder = experiment.folder
     folder.forget_unused("evaluations/", "plans/", "pruned/", "recovered/", "rows/", "budgets/", "damage/", "work/")
@@ -182,7 +182,7 @@ def finetune_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
     Dense models are saved in the format of pruned ones, so that either can be named in another recipe.
     """
     experiment = Experiment(recipe, overwrite=overwrite)
-    check_splits(experiment)
+    check_training(experiment, recipe.train)
     key = training_key(experiment, recipe.train, start=experiment.model_key)
     folder = experiment.folder
     if not folder.is_current("model", key=key):

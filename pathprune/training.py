@@ -11,6 +11,7 @@ from torch import nn
 
 from pathprune.evaluation import evaluate_model
 from pathprune.experiment import Experiment, weights_key
+from pathprune.mining import ZeroShot
 from pathprune.models.loading import load_model
 from pathprune.recovery import TrainConfig, train
 from pathprune.runs import key_of
@@ -31,8 +32,10 @@ def training_key(experiment: Experiment, config: TrainConfig, *, start: str) -> 
     )
 
 
-def check_splits(experiment: Experiment) -> None:
-    """Refuse images that are trained on and also evaluated or validated on, and the like."""
+def check_training(experiment: Experiment, config: TrainConfig) -> None:
+    """Refuse images trained on and also evaluated or validated on, and labels for a model that is no classifier."""
+    if config.labels and (experiment.adapted.num_classes == 0 or isinstance(experiment.objective, ZeroShot)):
+        raise ValueError("labels are learned by a classifier, which the model is not; set labels to 0 and distil")
     validation = ("validation",) if experiment.recipe.data.splits.validation else ()
     experiment.splits.check_disjoint("train", *validation)
 
@@ -58,7 +61,9 @@ def train_model(
 
     def top1(trained: nn.Module) -> float:
         loader = splits.batches("validation", batch_size=recipe.evaluate.batch_size)
-        found = evaluate_model(trained, loader, accelerator=experiment.accelerator, description=f"{name}, validated")
+        found = evaluate_model(
+            experiment.classifier(trained), loader, accelerator=experiment.accelerator, description=f"{name}, validated"
+        )
         return float(found.summary()["top1"])
 
     with tracked(experiment.accelerator, f"{recipe.name}-{name}", config):

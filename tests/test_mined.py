@@ -220,6 +220,17 @@ def test_a_zero_shot_head_makes_a_classifier_of_a_tower(tower: Path) -> None:
     assert not (tower / "run" / "pruned" / "path--none--0.25" / "head.weight").exists()
 
 
+def test_a_tower_recovers_by_its_teacher_alone(tower: Path) -> None:
+    quick = {"epochs": 1, "batch_size": 8, "validate_steps": 1}
+    half = "train[:50%]"
+    splits = {"mine": half, "calibrate": half, "train": half, "validation": "train[50%:]"}
+    data = {"source": str(tower / "data"), "splits": splits}
+    with pytest.raises(ValueError, match="labels are learned by a classifier, which the model is not; set labels to 0"):
+        run_recipe(tower_recipe(tower, "refused", head(tower), recover=quick))
+    recipe = tower_recipe(tower, "run", head(tower), prune={"ratio": 0.25}, recover={**quick, "labels": 0}, data=data)
+    assert [row["recovery"] is not None for row in run_recipe(recipe).metrics] == [False, False, True, False, True]
+
+
 def evaluation_images(folder: Path) -> LabelledImages:
     images = read_split(open_source(str(folder / "data")), "test")
     return images.with_transform(evaluation_transform(DATA_CONFIG))

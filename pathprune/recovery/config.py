@@ -86,7 +86,7 @@ class RecoverConfig(TrainConfig):
     """How pruned models are trained: the keys of `train`, with defaults for a model that has little to make up for."""
 
     epochs: int = Field(1, ge=1, description="passes over the training images, in every round")
-    labels: float = Field(0.0, ge=0, description="weight of the cross entropy to the labels; 0: labels are not used")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
     distill: DistillConfig | None = Field(
         DistillConfig(hidden=10.0), description="learn from the dense model; null: from labels"
     )
