@@ -133,7 +133,8 @@ def _folder(name: str) -> Path | None:
         if path.is_file():
             raise CheckpointError(f"{path} is a file; give the model's timm name, and the file as checkpoint")
         if not path.is_dir():
-            hint = f"for a model on the hub write hf-hub:{name}" if name.count("/") == 1 else "give an existing one"
+            on_hub = name.count("/") == 1 and not name.startswith(("local-dir:", ".", "~", "/"))
+            hint = f"for a model on the hub write hf-hub:{name}" if on_hub else "give an existing one"
             raise CheckpointError(f"folder {path} does not exist; {hint}")
         return path
     return None
