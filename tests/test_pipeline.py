@@ -171,11 +171,11 @@ def test_an_interrupted_run_keeps_what_is_finished(folder: Path, monkeypatch: py
 
 def launch(*arguments: str) -> None:
     """Run the command under two processes, which must not wait for each other for ever."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    settings = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # accelerate's own launcher starts several processes on CPUs by MPI alone, and otherwise a single one without a word
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     started = subprocess.Popen(
-        [*command, *settings, "-m", "pathprune", *arguments],
+        [*command, "-m", "pathprune", *arguments],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
