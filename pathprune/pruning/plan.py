@@ -253,6 +253,12 @@ def _ladder(
         if normalize == "damage":
             if damage is None or name not in damage:
                 raise ValueError(f"normalize 'damage' needs a damage curve of {name}; see measure_damage")
+            measured = [width for width, _ in damage[name]]
+            if not measured or min(measured) > widths[0] or max(measured) < widths[-1]:
+                raise ValueError(
+                    f"the damage curve of {name} has the widths {sorted(measured)}; it must reach from "
+                    f"{widths[0]}, the least allowed, to {widths[-1]}: measure these too, or raise min_width"
+                )
             steps += damage_steps(name, widths, damage[name], cost=cost.per_neuron[name] if cost else 1.0)
         else:
             values = ranked[name].values

@@ -149,6 +149,14 @@ def test_blocks_with_their_own_ratio_and_excluded_blocks_do_not_compete():
         ({"ratio": 0.9, "min_width": 6, "scope": "global"}, "at most 0.25 can go"),
         ({"block_ratios": {1: 0.9}, "min_width": 4}, r"0\.9 of the neurons of block 1: at most 0\.5 can go"),
         ({"scope": "global", "normalize": "damage"}, r"needs a damage curve of blocks\.0\.mlp\.fc2"),
+        (
+            {
+                "scope": "global",
+                "normalize": "damage",
+                "damage": {f"blocks.{block}.mlp.fc2": [(8, 0.0), (2, 1.0)] for block in (0, 1)},
+            },
+            r"curve of blocks\.0\.mlp\.fc2 has the widths \[2, 8\]; it must reach from 1, the least allowed, to 8",
+        ),
     ],
 )
 def test_settings_that_no_plan_can_meet_are_refused(settings, message):
