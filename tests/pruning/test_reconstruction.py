@@ -5,7 +5,9 @@ import torch
 from timm.layers import Mlp, SwiGLU, SwiGLUPacked
 from torch import Tensor, nn
 
+from pathprune.models.graph import PlainMlp
 from pathprune.models.mlp import find_mlp
+from pathprune.pruning import reconstruction
 from pathprune.pruning.reconstruction import reconstruct
 
 D, K, N, T = 6, 5, 64, 4
@@ -52,6 +54,23 @@ def test_neurons_learn_what_no_fit_of_the_output_layer_gives(kind: str) -> None:
     assert reconstruct(site, read[:N], wanted[:N], scale_D=SCALE, steps=60)
     assert missed(mlp, read[N:], wanted[N:]) < 0.3 * float(rest.square().mean())
     assert not any(parameter.requires_grad for parameter in mlp.parameters())
+
+
+def test_of_very_many_tokens_a_sample_is_learnt_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    mlp, read, wanted = problem("plain")
+    monkeypatch.setattr(reconstruction, "_MOST_ROWS", 128)
+    seen: list[int] = []
+    forward = PlainMlp.forward
+
+    def counted(mlp: PlainMlp, x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return forward(mlp, x)
+
+    monkeypatch.setattr(PlainMlp, "forward", counted)
+    before = missed(mlp, read[N:], wanted[N:])
+    assert reconstruct(site_of(mlp), read[:N], wanted[:N], scale_D=SCALE, steps=60)
+    assert set(seen) == {128, 128 // 7}, "rows that are learnt from, rows that are held out"
+    assert missed(mlp, read[N:], wanted[N:]) < 0.1 * before
 
 
 def test_noise_is_not_learnt() -> None:
