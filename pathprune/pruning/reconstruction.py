@@ -1,88 +1,89 @@
 """Both layers of a narrowed MLP, fitted together to what its block should add to the residual stream.
 
 A ridge fit of `down` takes the kept neurons as they are. Their own weights can do something for the output too: block
-reconstruction, known from post-training quantisation (BRECQ, arXiv 2102.05426), by L-BFGS instead of stochastic steps.
+reconstruction, known from post-training quantisation (BRECQ, arXiv 2102.05426).
 """
 
-# N images, T tokens, R rows (tokens of all images), B of them in a chunk, D width of the residual stream
+# N images, T tokens, R rows (tokens of all images), B of them in a batch, D width of the residual stream
 
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import OneCycleLR
 
 from pathprune.models.graph import PlainMlp
 from pathprune.models.seam import NeuronSite
 from pathprune.pruning.compensation import set_bias
 
 _HELD_OUT = 8  # of so many images one
-_STEPS_BETWEEN_LOOKS = 5  # at the images held out
-_CHUNK_ROWS = 4096
 _MOST_ROWS = 32768  # that are learnt from: more cost time, and tell little more about one MLP
+_BATCH_ROWS = 256
+_CHUNK_ROWS = 4096  # of those held out
+_RATE = 0.03  # largest learning rate, relative to the weights' root mean square
 
 
-def reconstruct(site: NeuronSite, read_NTD: Tensor, wanted_NTD: Tensor, *, scale_D: Tensor, steps: int) -> bool:
+def reconstruct(
+    site: NeuronSite, read_NTD: Tensor, wanted_NTD: Tensor, *, scale_D: Tensor, epochs: int, seed: int = 0
+) -> bool:
     """Change a site's MLP, in place, so that `scale * MLP(read)` comes nearer `wanted`; say whether it was changed.
 
-    At most `steps` steps of L-BFGS on the squared error of the tokens, from the weights at hand. Every eighth image is
-    held out, and the search ends where it no longer gains on those: what comes back is never worse for them, and of
-    fewer than eight images nothing is learnt. Of very many tokens a sample is taken. In float32, on the site's device.
+    Adam on the squared error of the tokens, for so many epochs, from the weights at hand. Every eighth image is held
+    out, and the weights are those of the epoch that left least error there: what comes back is never worse for these,
+    and of fewer than eight images nothing is learnt. Of very many tokens a sample is taken. In float32, on the site's
+    device.
     """
-    weight = site.down.weight
-    is_held_out_R = (torch.arange(len(read_NTD)) % _HELD_OUT == _HELD_OUT - 1).repeat_interleave(
-        read_NTD[0].shape[:-1].numel()
-    )
-    if steps == 0 or not is_held_out_R.any():
+    down, device = site.down, site.down.weight.device
+    is_held_out_N = torch.arange(len(read_NTD)) % _HELD_OUT == _HELD_OUT - 1
+    if epochs == 0 or not is_held_out_N.any():
         return False
-    read_RD, wanted_RD = read_NTD.flatten(0, -2), wanted_NTD.flatten(0, -2)
-    learnt_R, held_out_R = _sample(~is_held_out_R, _MOST_ROWS), _sample(is_held_out_R, _MOST_ROWS // (_HELD_OUT - 1))
+    generator = torch.Generator().manual_seed(seed)
+
+    def rows(chosen_N: Tensor, most: int) -> tuple[Tensor, Tensor]:
+        """What the MLP reads and what is wanted of it, at up to `most` tokens of the chosen images: `[R, D]` both."""
+        read_RD, wanted_RD = (each[chosen_N].flatten(0, -2) for each in (read_NTD, wanted_NTD))
+        sample = torch.randperm(len(read_RD), generator=generator)[:most]
+        return read_RD[sample].to(device, torch.float32), wanted_RD[sample].to(device, torch.float32)
+
+    read_RD, wanted_RD = rows(~is_held_out_N, _MOST_ROWS)
+    held_out = rows(is_held_out_N, _MOST_ROWS // (_HELD_OUT - 1))
     mlp = PlainMlp(site).to(torch.float32).requires_grad_(True)
-    parameters = list(mlp.parameters())
-    scale_D = scale_D.to(weight.device, torch.float32)
+    scale_D = scale_D.to(device, torch.float32)
+    unit = wanted_RD.square().mean().clamp(min=torch.finfo(torch.float32).tiny)
 
-    def missed(rows_R: Tensor, *, backward: bool) -> float:
-        """The share of what is wanted that is missed, in squares; its gradient is added to the parameters'."""
-        wanted, share = wanted_RD[rows_R].square().sum(dtype=torch.float64).clamp(min=1e-30).item(), 0.0
-        for rows_B in torch.split(rows_R, _CHUNK_ROWS):
-            read_BD, wanted_BD = (each[rows_B].to(weight.device, torch.float32) for each in (read_RD, wanted_RD))
-            with torch.set_grad_enabled(backward):
-                part = (wanted_BD - scale_D * mlp(read_BD)).square().sum() / wanted
-            if backward:
-                torch.autograd.backward(part)
-            share += part.item()
-        return share
+    def error(read_BD: Tensor, wanted_BD: Tensor) -> Tensor:
+        missed_BD: Tensor = wanted_BD - scale_D * mlp(read_BD)
+        return missed_BD.square().mean() / unit
 
-    def closure() -> float:
-        search.zero_grad()
-        return missed(learnt_R, backward=True)
+    def error_held_out() -> float:
+        with torch.no_grad():
+            chunks = zip(*(torch.split(each, _CHUNK_ROWS) for each in held_out), strict=True)
+            return sum(error(read_BD, wanted_BD).item() * len(read_BD) for read_BD, wanted_BD in chunks)
 
-    search = torch.optim.LBFGS(
-        parameters,
-        max_iter=_STEPS_BETWEEN_LOOKS,
-        history_size=12,
-        line_search_fn="strong_wolfe",
-        tolerance_grad=0,
-        tolerance_change=0,
+    weights = torch.cat([each.detach().flatten() for each in mlp.parameters() if each.ndim > 1])
+    rate = _RATE * float(weights.square().mean().sqrt())
+    search = torch.optim.Adam(mlp.parameters(), lr=rate, betas=(0.9, 0.95))
+    steps = epochs * math.ceil(len(read_RD) / _BATCH_ROWS)
+    schedule = OneCycleLR(
+        search, max_lr=rate, total_steps=steps, pct_start=0.05, anneal_strategy="linear", cycle_momentum=False
     )
-    least, best = missed(held_out_R, backward=False), None
-    for _ in range(0, steps, _STEPS_BETWEEN_LOOKS):
-        search.step(closure)  # type: ignore[no-untyped-call]  # torch's own has no types
-        now = missed(held_out_R, backward=False)
-        if not now < least:
-            break
-        least, best = now, copy.deepcopy(mlp.state_dict())
+    least, best = error_held_out(), None
+    for _ in range(epochs):
+        for batch in torch.split(torch.randperm(len(read_RD), generator=generator).to(device), _BATCH_ROWS):
+            search.zero_grad()
+            with torch.enable_grad():
+                torch.autograd.backward(error(read_RD[batch], wanted_RD[batch]))
+            search.step()
+            schedule.step()
+        now = error_held_out()
+        if now < least:
+            least, best = now, copy.deepcopy(mlp.state_dict())
     if best is None:
         return False
     mlp.load_state_dict(best)
-    mlp.to(weight.dtype).put_back(site)
-    set_bias(site.down, mlp.down.bias)
+    mlp.to(down.weight.dtype).put_back(site)
+    set_bias(down, mlp.down.bias)
     return True
-
-
-def _sample(wanted_R: Tensor, number: int) -> Tensor:
-    """The rows that are wanted, or so many of them: always the same ones."""
-    rows_R = wanted_R.nonzero().squeeze(1)
-    chosen_R = torch.randperm(len(rows_R), generator=torch.Generator().manual_seed(0))[:number]
-    return rows_R[chosen_R.sort().values]

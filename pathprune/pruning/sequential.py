@@ -45,8 +45,8 @@ class Sequential(Compensation):
       the last block of a model with a class token, that is the class token alone, and the fit has that fewer rows.
     - refit_attention: before the MLP, also fit the attention's linear layers behind narrowed blocks: the projection as
       the MLP is, to give the dense model's state from the narrowed one, the others to give the dense model's outputs.
-    - reconstruct: then fit both layers of each MLP to the same by so many steps of L-BFGS, as far as images held out
-      gain from it too (see `reconstruct`); 0 leaves the kept neurons' own weights alone.
+    - reconstruct: then fit both layers of each MLP to the same for so many epochs, as far as images held out gain from
+      it too (see `reconstruct`); 0 leaves the kept neurons' own weights alone.
     """
 
     needs_batches: ClassVar[bool] = True
@@ -54,7 +54,7 @@ class Sequential(Compensation):
     ridge: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["cross-validated"] = "cross-validated"
     token_weights: bool = False
     refit_attention: bool = True
-    reconstruct: int = Field(20, ge=0)
+    reconstruct: int = Field(10, ge=0)
 
     @torch.no_grad()
     def __call__(self, pruned: AdaptedModel, context: CompensationContext) -> None:
@@ -74,7 +74,7 @@ class Sequential(Compensation):
             site = pruned.sites[block]
             if self._fit(site.down, streams.down_moments(weights), scale_D):
                 dependent.append(block)
-            reconstruct(site, *streams.mlp_rows(), scale_D=scale_D, steps=self.reconstruct)
+            reconstruct(site, *streams.mlp_rows(), scale_D=scale_D, epochs=self.reconstruct, seed=context.seed)
         warn_of_dependence(self, dependent)
 
     def _fit_attention(self, pruned: AdaptedModel, streams: Streams) -> None:

@@ -51,7 +51,7 @@ def test_neurons_learn_what_no_fit_of_the_output_layer_gives(kind: str) -> None:
     target = wanted[N:].flatten(0, 1)
     rest = target - hidden @ torch.linalg.lstsq(hidden, target).solution  # the best output layer for the very images
     mlp.requires_grad_(False)
-    assert reconstruct(site, read[:N], wanted[:N], scale_D=SCALE, steps=60)
+    assert reconstruct(site, read[:N], wanted[:N], scale_D=SCALE, epochs=1000)
     assert missed(mlp, read[N:], wanted[N:]) < 0.3 * float(rest.square().mean())
     assert not any(parameter.requires_grad for parameter in mlp.parameters())
 
@@ -68,9 +68,11 @@ def test_of_very_many_tokens_a_sample_is_learnt_from(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(PlainMlp, "forward", counted)
     before = missed(mlp, read[N:], wanted[N:])
-    assert reconstruct(site_of(mlp), read[:N], wanted[:N], scale_D=SCALE, steps=60)
+    epochs = 300
+    assert reconstruct(site_of(mlp), read[:N], wanted[:N], scale_D=SCALE, epochs=epochs)
+    assert seen.count(128) == epochs
     assert set(seen) == {128, 128 // 7}, "rows that are learnt from, rows that are held out"
-    assert missed(mlp, read[N:], wanted[N:]) < 0.1 * before
+    assert missed(mlp, read[N:], wanted[N:]) < 0.5 * before
 
 
 def test_noise_is_not_learnt() -> None:
@@ -80,20 +82,20 @@ def test_noise_is_not_learnt() -> None:
     mlp.fc2.bias.data.zero_()
     held_out = torch.arange(16) % 8 == 7
     before = missed(mlp, read[:16][held_out], wanted[held_out])
-    reconstruct(site_of(mlp), read[:16], wanted, scale_D=SCALE, steps=100)
+    reconstruct(site_of(mlp), read[:16], wanted, scale_D=SCALE, epochs=100)
     assert missed(mlp, read[:16][held_out], wanted[held_out]) <= before
 
 
-@pytest.mark.parametrize(("images", "steps"), [(7, 30), (N, 0)])
-def test_too_few_images_or_no_steps_change_nothing(images: int, steps: int) -> None:
+@pytest.mark.parametrize(("images", "epochs"), [(7, 30), (N, 0)])
+def test_too_few_images_or_no_epochs_change_nothing(images: int, epochs: int) -> None:
     mlp, read, wanted = problem("plain")
     before = {name: tensor.clone() for name, tensor in mlp.state_dict().items()}
-    assert not reconstruct(site_of(mlp), read[:images], wanted[:images], scale_D=SCALE, steps=steps)
+    assert not reconstruct(site_of(mlp), read[:images], wanted[:images], scale_D=SCALE, epochs=epochs)
     assert all(torch.equal(before[name], tensor) for name, tensor in mlp.state_dict().items())
 
 
 def test_the_type_stays() -> None:
     mlp, read, wanted = problem("plain")
     mlp = mlp.to(torch.bfloat16)
-    assert reconstruct(site_of(mlp), read.bfloat16(), wanted.bfloat16(), scale_D=SCALE, steps=20)
+    assert reconstruct(site_of(mlp), read.bfloat16(), wanted.bfloat16(), scale_D=SCALE, epochs=20)
     assert {parameter.dtype for parameter in mlp.parameters()} == {torch.bfloat16}
