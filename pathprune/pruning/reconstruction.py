@@ -23,6 +23,7 @@ _HELD_OUT = 8  # of so many images one
 _MOST_ROWS = 32768  # that are learnt from: more cost time, and tell little more about one MLP
 _BATCH_ROWS = 256
 _CHUNK_ROWS = 4096  # of those held out
+_LEAST_STEPS = 40  # of the schedule, which needs two to begin with; of fewer steps the last ones are not run
 _RATE = 0.03  # largest learning rate, relative to the weights' root mean square
 
 
@@ -66,7 +67,7 @@ def reconstruct(
     weights = torch.cat([each.detach().flatten() for each in mlp.parameters() if each.ndim > 1])
     rate = _RATE * float(weights.square().mean().sqrt())
     search = torch.optim.Adam(mlp.parameters(), lr=rate, betas=(0.9, 0.95))
-    steps = epochs * math.ceil(len(read_RD) / _BATCH_ROWS)
+    steps = max(epochs * math.ceil(len(read_RD) / _BATCH_ROWS), _LEAST_STEPS)
     schedule = OneCycleLR(
         search, max_lr=rate, total_steps=steps, pct_start=0.05, anneal_strategy="linear", cycle_momentum=False
     )

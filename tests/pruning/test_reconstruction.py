@@ -94,6 +94,14 @@ def test_too_few_images_or_no_epochs_change_nothing(images: int, epochs: int) ->
     assert all(torch.equal(before[name], tensor) for name, tensor in mlp.state_dict().items())
 
 
+@pytest.mark.parametrize("epochs", [1, 10, 20, 40])
+def test_any_number_of_epochs_will_do(epochs: int) -> None:
+    mlp, read, wanted = problem("plain")
+    before = missed(mlp, read[:N], wanted[:N])
+    assert reconstruct(site_of(mlp), read[:N], wanted[:N], scale_D=SCALE, epochs=epochs)
+    assert missed(mlp, read[:N], wanted[:N]) < before
+
+
 def test_the_type_stays() -> None:
     mlp, read, wanted = problem("plain")
     mlp = mlp.to(torch.bfloat16)
