@@ -401,7 +401,16 @@ def main() -> None:
             error_console.print(
                 "interrupted: nothing is left half-written; the same command goes on from what is finished"
             )
+        elif not stop.code:
+            _part_from_other_processes()
         raise
+
+
+def _part_from_other_processes() -> None:
+    """Close the connections to them: a process that ends with some open may be aborted for it."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

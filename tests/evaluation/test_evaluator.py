@@ -202,6 +202,8 @@ except ValueError as error:
 found = [[o.labels.tolist() for o in outcomes], [o.predictions.tolist() for o in outcomes], message]
 with open({out!r} + str(accelerator.process_index), "w") as file:
     json.dump(found, file)
+accelerator.wait_for_everyone()
+accelerator.end_training()  # a process that ends with its connections open may be killed by them
 """
 
 

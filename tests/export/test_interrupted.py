@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,14 @@ import pytest
 from pathprune.cli import main
 from pathprune.export import exporter, formats
 from tests.tiny import write_data, write_model
+
+
+@pytest.fixture(autouse=True)
+def listening_to_ctrl_c() -> Iterator[None]:
+    """A shell starts what it runs in the background deaf to SIGINT, and these tests with it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
