@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pathprune
@@ -13,7 +14,7 @@ PACKAGE = Path(pathprune.__file__).parent
 
 # stage -> what it may import from: itself and the stages before it
 STAGES = [
-    {"files"},
+    {"files", "section"},
     {"models"},
     {"class_names", "data", "progress"},
     {"mining"},
@@ -47,6 +48,13 @@ def test_every_public_name_is_there() -> None:
         assert getattr(pathprune, name).__name__ == name
     assert set(pathprune.__all__) == {name for names in pathprune._HOMES.values() for name in names}
     assert not hasattr(pathprune, "no_such_name")
+
+
+def test_packages_have_the_names_that_they_say_they_offer() -> None:
+    for file in PACKAGE.rglob("__init__.py"):
+        package = import_module(".".join(file.parent.relative_to(PACKAGE.parent).parts))
+        missing = [name for name in getattr(package, "__all__", ()) if not hasattr(package, name)]
+        assert not missing, f"{package.__name__} has no {missing}"
 
 
 def test_importing_the_package_does_not_import_torch() -> None:

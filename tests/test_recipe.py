@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
+from pathprune.mining.config import MineConfig
 from pathprune.mining.locate import METHODS
 from pathprune.mining.quadrature import RULES
-from pathprune.recipe import MineConfig, Recipe, RecipeError, load_recipe, parse_recipe, shipped_recipes
+from pathprune.recipe import Recipe, RecipeError, load_recipe, parse_recipe, shipped_recipes
 from pathprune.recovery import RecoverConfig, TrainConfig
 
 

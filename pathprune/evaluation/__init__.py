@@ -9,7 +9,6 @@ from pathprune.evaluation.work import MacCounter
 
 __all__ = [
     "Evaluation",
-    "FlopCounter",
     "Interval",
     "LatencyResult",
     "MacCounter",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from pathprune.section import Section
 
 
-class InspectConfig(BaseModel):
+class InspectConfig(Section):
     """How many images and neurons."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_images: int = Field(100, ge=2, description="mined images whose paths are compared, removed and enhanced")
     random_paths: int = Field(10, ge=1, description="random paths per image that a located one is compared with")

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from pathprune.section import AsTuple, Section
 
 
-def _as_list(value: Any) -> Any:
-    return value if isinstance(value, list | tuple) else [value]
-
-
-class DistillConfig(BaseModel):
+class DistillConfig(Section):
     """What is learned from a teacher: here the dense model, whose answers need no labels."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     teacher: str | None = Field(None, description="checkpoint folder, timm or hf-hub: name; null: the dense model")
     logits: float = Field(1.0, ge=0, description="weight of the teacher's class probabilities")
@@ -28,10 +24,8 @@ class DistillConfig(BaseModel):
         return self
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Section):
     """How a model is trained; optimizers, schedules and augmentations are timm's, by timm's names."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(10, ge=1, description="passes over the training images")
     batch_size: int = Field(128, ge=1, description="images per step and process")
@@ -94,10 +88,10 @@ class RecoverConfig(TrainConfig):
     learning_rate: float = Field(5e-5, gt=0, description="peak learning rate")
     freeze_stem: bool = Field(True, description="keep what makes tokens of images, which pruning leaves alone")
     warmup_epochs: float = Field(0.1, ge=0, description="epochs of linear warm-up")
-    criteria: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
+    criteria: Annotated[tuple[str, ...], AsTuple] = Field(
         ("all",), min_length=1, description="criteria whose pruned models are trained; all: every one"
     )
-    compensations: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
+    compensations: Annotated[tuple[str, ...], AsTuple] = Field(
         ("all",), min_length=1, description="compensations that training starts from; all: every one"
     )
     rounds: int = Field(1, ge=1, description="1: prune, then recover; more: prune a share, recover, and again")

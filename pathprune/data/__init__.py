@@ -1,0 +1,24 @@
+"""Images to mine, calibrate, train and evaluate on: sources, splits, samples and batches of them."""
+
+from pathprune.data.images import SKIPPED, UNLABELLED, DataError, LabelledImages, Transform, evaluation_transform
+from pathprune.data.loaders import load_batches, make_loader
+from pathprune.data.samples import check_labels, refuse_overlap, sample_balanced
+from pathprune.data.sources import Labels, demo_data_folder, open_source, read_split
+
+__all__ = [
+    "SKIPPED",
+    "UNLABELLED",
+    "DataError",
+    "LabelledImages",
+    "Labels",
+    "Transform",
+    "check_labels",
+    "demo_data_folder",
+    "evaluation_transform",
+    "load_batches",
+    "make_loader",
+    "open_source",
+    "read_split",
+    "refuse_overlap",
+    "sample_balanced",
+]
