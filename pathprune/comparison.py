@@ -14,7 +14,6 @@ from pathprune.evaluation import (
     Speedup,
     count_macs,
     count_params,
-    measure_latency,
     retention,
     size_on_disk,
     speedup,
@@ -25,6 +24,7 @@ from pathprune.models.pruned_config import WEIGHTS_FILE
 from pathprune.planning import Planned
 from pathprune.pruning import PrunePlan, prune
 from pathprune.runs import key_of
+from pathprune.timings import timed, timing_key
 from pathprune.variants import Variant, label
 
 ROW_FORMAT = 3  # raised when rows say something else, so that those of older versions are made again
@@ -159,7 +159,6 @@ def _measured(experiment: Experiment, model: nn.Module, evaluation: Evaluation, 
 
 def add_latency(experiment: Experiment, rows: list[dict[str, Any]], plans: Mapping[str, PrunePlan]) -> None:
     """Time (into `rows`, in place) all models in turns; equal widths are timed once, and a second run not at all."""
-    config = experiment.recipe.evaluate
     chosen = {_widths_name(row): plans.get(row["variant_id"]) for row in reversed(rows)}
 
     def measure() -> dict[str, Any]:
@@ -167,14 +166,13 @@ def add_latency(experiment: Experiment, rows: list[dict[str, Any]], plans: Mappi
             name: prune(experiment.adapted, plan=plan).model if plan else experiment.model
             for name, plan in chosen.items()
         }
-        with experiment.accelerator.autocast():
-            results = measure_latency(models, experiment.latency_images(), repeats=config.latency_repeats)
+        results = timed(experiment, models)
         dense = results[_widths_name(rows[0])]
         return {name: _timing(result, speedup(dense, result)) for name, result in results.items()}
 
     timings = experiment.folder.json_artifact(
         "latency.json",
-        key=key_of(widths=sorted(chosen), latency=experiment.latency_key()),
+        key=key_of(widths=sorted(chosen), latency=timing_key(experiment)),
         make=measure,
     )
     for row in rows:

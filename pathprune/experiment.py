@@ -22,7 +22,7 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from pathprune.evaluation import Evaluation, MacCounter, evaluate_model
 from pathprune.mined import Mining
@@ -332,24 +332,6 @@ class Experiment:
             self.folder.artifact(name, key=key, make=lambda: made, save=save, load=load_pruned)
             self.accelerator.wait_for_everyone()
         return self.folder.path / name
-
-    def latency_key(self) -> str:
-        """Key of how models are timed."""
-        config = self.recipe.evaluate
-        return key_of(
-            model=self.model_key,
-            batch_size=config.latency_batch_size,
-            repeats=config.latency_repeats,
-            precision=self.recipe.mixed_precision,
-            device=str(self.accelerator.device),
-        )
-
-    def latency_images(self) -> Tensor:
-        """One batch of noise at the model's input size: latency does not depend on the content."""
-        channels, height, width = self.data_config["input_size"]
-        generator = torch.Generator().manual_seed(self.recipe.seed)
-        size = (self.recipe.evaluate.latency_batch_size, channels, height, width)
-        return torch.randn(size, generator=generator).to(self.accelerator.device)
 
 
 def weights_key(model: nn.Module) -> str:

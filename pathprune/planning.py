@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pathprune.evaluation import measure_latency, neuron_cost, speedup
+from pathprune.evaluation import neuron_cost, speedup
 from pathprune.experiment import Experiment
 from pathprune.pruning import (
     BudgetError,
@@ -23,6 +23,7 @@ from pathprune.pruning import (
 from pathprune.pruning.allocation import Curve
 from pathprune.pruning.budget import UNITS, Measured, measured_rung, narrowest_rung, nearest_rung
 from pathprune.runs import key_of
+from pathprune.timings import timed, timing_key
 from pathprune.variants import Variant, label
 
 _DAMAGE_SHARES = (0.75, 0.5, 0.35, 0.2, 0.1, 0.05, 0.0)  # kept of each block where damage is measured; 0: the least
@@ -90,12 +91,10 @@ class Planner:
     def _by_latency(self, variant: Variant, plans: PlanLadder) -> Planned:
         """Plans of the same widths take the same time, whatever criterion they are by, and are timed once."""
         experiment, ratio = self.experiment, variant.budget.amount
-        config = experiment.recipe.evaluate
 
         def measure(rung: int) -> Measured:
             models = {"dense": experiment.model, "pruned": prune(experiment.adapted, plan=plans.plan(rung)).model}
-            with experiment.accelerator.autocast():
-                times = measure_latency(models, experiment.latency_images(), repeats=config.latency_repeats)
+            times = timed(experiment, models)
             faster = speedup(times["dense"], times["pruned"])
             return Measured(*(1 - 1 / each for each in (faster.median, faster.low, faster.high)))
 
@@ -103,7 +102,7 @@ class Planner:
             rung, share = measured_rung(plans.removed(self._cost), ratio=ratio, of=self._of, measure=measure)
             return {"rung": rung, **share._asdict()}
 
-        key = key_of(ladder=[plans.ladder.start, plans.ladder.changes], ratio=ratio, latency=experiment.latency_key())
+        key = key_of(ladder=[plans.ladder.start, plans.ladder.changes], ratio=ratio, latency=timing_key(experiment))
         with experiment.main_first():
             found = experiment.folder.json_artifact(
                 f"budgets/latency-{ratio}-{key[:8]}.json",

@@ -31,6 +31,7 @@ STAGES = [
     {"splits", "variants"},
     {"mined"},
     {"estimate", "experiment"},
+    {"timings"},
     {"planning", "provenance"},
     {"training"},
     {"recovered"},

@@ -19,7 +19,7 @@ import pytest
 import torch
 from tiny import NAMES, rows, tiny_recipe, write_data, write_model
 
-from pathprune import comparison, experiment, mined, pipeline, recovered
+from pathprune import experiment, mined, pipeline, recovered, timings
 from pathprune.data import DataError
 from pathprune.evaluation import LatencyResult
 from pathprune.mining import ClassStats, PathSet
@@ -88,7 +88,7 @@ def test_a_second_run_computes_nothing(folder: Path, monkeypatch: pytest.MonkeyP
     for name in ("collect_statistics", "score", "prune", "evaluate_model", "save_pruned"):
         monkeypatch.setattr(experiment, name, refuse)
     monkeypatch.setattr(mined, "locate_paths", refuse)
-    monkeypatch.setattr(comparison, "measure_latency", refuse)
+    monkeypatch.setattr(timings, "measure_latency", refuse)
     second = run_recipe(tiny_recipe(folder))
     assert json.dumps(second.metrics) == json.dumps(first.metrics)
 
@@ -364,7 +364,7 @@ def test_speedups_are_those_of_the_latencies_beside_them(folder: Path, monkeypat
         neurons = {name: sum(site.width for site in adapt(model).sites) for name, model in models.items()}
         return {name: LatencyResult((number,) * 3, len(images), "cpu", 1) for name, number in neurons.items()}
 
-    monkeypatch.setattr(comparison, "measure_latency", one_millisecond_per_neuron)
+    monkeypatch.setattr(timings, "measure_latency", one_millisecond_per_neuron)
     for row in run_recipe(tiny_recipe(folder)).metrics:
         assert row["latency_ms"] == 96 * (1 - row["budget"])
         assert row["speedup"] == 1 / (1 - row["budget"])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny import rows, tiny_recipe, write_data, write_model
 
-from pathprune import planning
+from pathprune import timings
 from pathprune.data import DataError
 from pathprune.evaluation import LatencyResult
 from pathprune.models.adapt import adapt
@@ -41,7 +41,7 @@ def one_millisecond_per_neuron(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         timed.append(neurons["pruned"])
         return {name: LatencyResult((4.0 + n,) * 3, len(images), "cpu", 1) for name, n in neurons.items()}
 
-    monkeypatch.setattr(planning, "measure_latency", measure)
+    monkeypatch.setattr(timings, "measure_latency", measure)
     return timed
 
 
