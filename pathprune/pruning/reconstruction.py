@@ -22,7 +22,6 @@ from pathprune.pruning.compensation import set_bias
 _HELD_OUT = 8  # of so many images one
 _MOST_ROWS = 32768  # that are learnt from: more cost time, and tell little more about one MLP
 _BATCH_ROWS = 256
-_CHUNK_ROWS = 4096  # of those held out
 _LEAST_STEPS = 40  # of the schedule, which needs two to begin with; of fewer steps the last ones are not run
 _RATE = 0.03  # largest learning rate, relative to the weights' root mean square
 
@@ -61,8 +60,7 @@ def reconstruct(
 
     def error_held_out() -> float:
         with torch.no_grad():
-            chunks = zip(*(torch.split(each, _CHUNK_ROWS) for each in held_out), strict=True)
-            return sum(error(read_BD, wanted_BD).item() * len(read_BD) for read_BD, wanted_BD in chunks)
+            return error(*held_out).item()
 
     weights = torch.cat([each.detach().flatten() for each in mlp.parameters() if each.ndim > 1])
     rate = _RATE * float(weights.square().mean().sqrt())
