@@ -119,6 +119,17 @@ def test_all_problems_are_reported_at_once_by_their_dotted_path(tmp_path: Path) 
         ("name: x", ["prune.ratio"], "is not of the form section.key=value"),
         ("prune: {ratio: 0.1}", ["prune.ratio.deep=1"], "'ratio' is a value, not a section"),
         ("name: ../x", [], "name: string should match pattern"),
+        (
+            "name: x",
+            ["train.crop_scale=[1.0, 0.6]"],
+            r"\[1, 0.6\] is not a range: give two numbers above 0 and up to 1",
+        ),
+        (
+            "name: x",
+            ["train.crop_scale=[0.6, 1.2]"],
+            r"\[0.6, 1.2\] is not a range: give two numbers above 0 and up to 1",
+        ),
+        ("name: x", ["recover.crop_ratio=[0, 1]"], r"\[0, 1\] is not a range: give two numbers above 0, the lower"),
     ],
 )
 def test_unusable_recipes_are_refused(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pathprune.section import AsTuple, Section
 
@@ -44,7 +45,8 @@ class TrainConfig(Section):
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target spread over all classes")
     mixup: float = Field(0.0, ge=0, description="mixup alpha; 0: off")
     cutmix: float = Field(0.0, ge=0, description="cutmix alpha; 0: off")
-    crop_scale: tuple[float, float] = Field((0.6, 1.0), description="area range of random resized crops")
+    crop_scale: tuple[float, float] = Field((0.6, 1.0), description="area range of random resized crops; 1: all of it")
+    crop_ratio: tuple[float, float] = Field((0.75, 1.33), description="range of the crops' width over height")
     horizontal_flip: float = Field(0.5, ge=0, le=1, description="probability of a flip")
     color_jitter: float = Field(0.0, ge=0, description="strength of colour jitter")
     auto_augment: str | None = Field(None, description="timm policy such as rand-m9-mstd0.5; null: none")
@@ -59,6 +61,17 @@ class TrainConfig(Section):
     )
     patience: int | None = Field(None, ge=1, description="stop after so many validations without a better one")
     save_steps: int = Field(100, ge=1, description="optimizer steps between states that a killed training goes on from")
+
+    @field_validator("crop_scale", "crop_ratio")
+    @classmethod
+    def _range(cls, value: tuple[float, float], info: ValidationInfo) -> tuple[float, float]:
+        low, high = value
+        most, limit = (1.0, " and up to 1") if info.field_name == "crop_scale" else (math.inf, "")
+        if not 0 < low <= high <= most:
+            raise ValueError(
+                f"[{low:g}, {high:g}] is not a range: give two numbers above 0{limit}, the lower one first"
+            )
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
@@ -82,10 +95,12 @@ class RecoverConfig(TrainConfig):
     epochs: int = Field(1, ge=1, description="passes over the training images, in every round")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
     distill: DistillConfig | None = Field(
-        DistillConfig(hidden=10.0), description="learn from the dense model; null: from labels"
+        DistillConfig(hidden=100.0), description="learn from the dense model; null: from labels"
     )
     batch_size: int = Field(64, ge=1, description="images per step and process")
-    learning_rate: float = Field(5e-5, gt=0, description="peak learning rate")
+    learning_rate: float = Field(1e-4, gt=0, description="peak learning rate")
+    crop_scale: tuple[float, float] = Field((1.0, 1.0), description="area range of crops; 1: as much as is evaluated")
+    crop_ratio: tuple[float, float] = Field((1.0, 1.0), description="range of the crops' width over height")
     freeze_stem: bool = Field(True, description="keep what makes tokens of images, which pruning leaves alone")
     warmup_epochs: float = Field(0.1, ge=0, description="epochs of linear warm-up")
     criteria: Annotated[tuple[str, ...], AsTuple] = Field(

@@ -38,6 +38,7 @@ def training_transform(data_config: Mapping[str, Any], config: TrainConfig) -> C
         **data_config,
         is_training=True,
         scale=config.crop_scale,
+        ratio=config.crop_ratio,
         hflip=config.horizontal_flip,
         color_jitter=config.color_jitter,
         auto_augment=config.auto_augment,

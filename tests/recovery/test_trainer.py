@@ -14,12 +14,13 @@ import pytest
 import timm
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import DATA_CONFIG, rows
 from torch import nn
 
-from pathprune.data import DataError, LabelledImages, read_split
-from pathprune.recovery import TrainConfig, train, trainer
+from pathprune.data import DataError, LabelledImages, evaluation_transform, read_split
+from pathprune.recovery import RecoverConfig, TrainConfig, train, trainer
 from pathprune.recovery.images import TrainingImages, training_transform
 
 BASE: dict[str, Any] = {
@@ -249,6 +250,16 @@ def test_two_accumulated_halves_are_one_batch(images: LabelledImages) -> None:
     moved = max((a - b).abs().max() for a, b in zip(whole.parameters(), start.parameters(), strict=True))
     for a, b in zip(whole.parameters(), halves.parameters(), strict=True):
         assert (a - b).abs().max() < 0.05 * moved
+
+
+@pytest.mark.parametrize("size", [(20, 20), (30, 20), (20, 30)])
+def test_recovery_sees_what_is_evaluated_but_for_flips(size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (3, 3, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+    learnt = training_transform(DATA_CONFIG, RecoverConfig(horizontal_flip=0))(picture)
+    torch.testing.assert_close(learnt, evaluation_transform(DATA_CONFIG)(picture), rtol=0, atol=0.1)
+    wide = training_transform(DATA_CONFIG, RecoverConfig(horizontal_flip=0, crop_ratio=(2, 2)))(picture)
+    assert (wide - learnt).abs().max() > 0.5
 
 
 def test_unreadable_images_are_not_trained_on() -> None:
