@@ -67,9 +67,9 @@ class Experiment:
         given, own_classes = recipe.mine.objective, adapt(self.loaded.model).num_classes
         self.objective = objective_for(own_classes, None if given is None else given.make())
         self.num_classes, class_names = own_classes or None, self.loaded.class_names
-        self._head_key: dict[str, str] | None = None
+        self.head_key: dict[str, str] | None = None
         if given is not None and isinstance(self.objective, ZeroShot):
-            self._head_key = given.spec()
+            self.head_key = given.spec()
             self.num_classes, class_names = len(self.objective.text_CK), self.objective.class_names
             with torch.no_grad():  # a head of another tower is noticed now
                 self.classifier(self.loaded.model)(torch.zeros(1, *self.data_config["input_size"]))
@@ -290,7 +290,7 @@ class Experiment:
             model=self.model_key,
             images=self.splits.key(use),
             pruned=key,
-            head=self._head_key,
+            head=self.head_key,
             precision=self.recipe.mixed_precision,
         )
 

@@ -119,7 +119,7 @@ def _measure(experiment: Experiment, images: LabelledImages, tokens: Tokens) -> 
         part: dict[str, Tensor] = {}
         for method in METHODS:
             mined = mining.locate(pixels, labels, tokens, method=method)
-            found = {"jas": mined.jas.double().cpu(), **effects(pixels, mined.targets, mined.paths)}
+            found = {"jas": mined.jas.cpu().double(), **effects(pixels, mined.targets, mined.paths)}
             part |= {f"{method}.{name}": value for name, value in found.items()}
         draws: list[dict[str, Tensor]] = []
         targets = mined.targets if (mined.targets >= 0).all() else None
@@ -136,7 +136,7 @@ def _measure(experiment: Experiment, images: LabelledImages, tokens: Tokens) -> 
                 tokens=tokens,
                 objective=mining.objective,
             )
-            draws.append({"jas": jas.double().cpu(), **effects(pixels, mined.targets, paths)})
+            draws.append({"jas": jas.cpu().double(), **effects(pixels, mined.targets, paths)})
         part |= {f"random.{name}": torch.stack([draw[name] for draw in draws]).mean(0) for name in draws[0]}
         parts.append(part)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

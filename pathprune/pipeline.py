@@ -64,7 +64,7 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
         check_training(experiment, recipe.recover)
     found = _run(experiment, is_full=True)
     folder = experiment.folder
-    folder.forget_unused("evaluations/", "plans/", "pruned/", "recovered/", "rows/", "budgets/", "damage/", "work/")
+    folder.forget_unused("evaluations/", "plans/", "pruned/", "recovered/", "rows/", "budgets/", "damage/")
     if folder.main:
         if recipe.evaluate.latency:  # by one process alone: others would disturb it
             add_latency(experiment, found.rows, found.plans)
@@ -113,6 +113,8 @@ def _run(experiment: Experiment, *, is_full: bool, dense: Evaluation | None = No
         planned = planner.plan(variant)
         plan = found.plans[variant.id] = planned.plan
         folder.json_artifact(f"plans/{variant.id}.json", key=key_of(plan=plan.to_dict()), make=plan.to_dict)
+        # `pathprune prune` may have saved it
+        folder.keep(f"pruned/{variant.id}", key=experiment.checkpoint_key(variant, plan))
         is_saved = is_full and _is_saved(recipe, variant)
         row, found.evaluations[variant.id] = _compared(experiment, variant, planned, dense, is_saved=is_saved)
         found.rows.append(row)
@@ -171,8 +173,12 @@ def prune_recipe(recipe: Recipe, *, overwrite: bool = False) -> list[Path]:
 
 
 def evaluate_recipe(recipe: Recipe) -> dict[str, Any]:
-    """Evaluate the recipe's model as it is; nothing is mined, pruned or compared."""
-    experiment = Experiment(recipe)
+    """Evaluate the recipe's model as it is; nothing is mined, pruned or compared.
+
+    Without an `output`, in a folder of its own beside the run's, so that a pruned model can be checked by its recipe.
+    """
+    folder = recipe.output or f"{recipe.folder}-eval"
+    experiment = Experiment(recipe.model_copy(update={"output": folder}))
     return dense_row(experiment, experiment.evaluation("dense", lambda: experiment.model))
 
 

@@ -114,6 +114,7 @@ class Planner:
     def _by_accuracy(self, variant: Variant, plans: PlanLadder) -> Planned:
         """Every rung that is looked at is an evaluation of its own, so that an interrupted search goes on."""
         experiment, allowed = self.experiment, variant.budget.amount
+        experiment.splits.check_validation("mine", "calibrate")
         dense = experiment.evaluation("validation/dense", lambda: experiment.model, use="validation")
 
         def drop(rung: int) -> float:
@@ -142,6 +143,11 @@ class Planner:
         A compensation that fits block after block cannot be had for one block alone: least squares stand in for it.
         """
         experiment = self.experiment
+        if experiment.num_classes is None:
+            raise ValueError(
+                "prune.normalize 'damage' measures class probabilities, which the model does not give; use none or "
+                "mean, or give it classes by mine.objective={name: zero-shot, head: FILE}"
+            )
         if variant.compensation.needs_batches:
             variant = replace(variant, compensation=LeastSquares())
         plans = self._ladder(variant, scope="uniform")
@@ -160,7 +166,9 @@ class Planner:
                 narrowed = experiment.pruned(variant, plans.plan(rung))
                 what = f"measuring damage at {1 - shares[rung]:.0%} width"
                 batches = experiment.splits.calibration(what, num_images=_DAMAGE_IMAGES)
-                found = measure_damage(experiment.adapted, narrowed, batches)
+                found = measure_damage(
+                    experiment.adapted, narrowed, batches, class_logits=experiment.objective.class_logits
+                )
                 widths = plans.ladder.widths(rung)
                 for name in plans.competing:
                     if widths[name] < curves[name][-1][0]:
@@ -173,6 +181,7 @@ class Planner:
             model=experiment.model_key,
             calibration=experiment.splits.key("calibrate"),
             num_images=_DAMAGE_IMAGES,
+            head=experiment.head_key,
         )
         with experiment.main_first():
             curves: dict[str, Curve] = experiment.folder.json_artifact(f"{artifact}.json", key=key, make=measure)

@@ -51,6 +51,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# settings whose further entries only add variants to those that are there
+_LISTS_OF_VARIANTS = ("score.criteria", "compensation", "prune.ratio", "prune.save")
+
 _SECONDS = "seconds.json"
 _KEYS = "keys.json"  # also what tells a run folder from others
 
@@ -77,7 +80,8 @@ class RunFolder:
     def claim(self, recipe: Recipe, *, overwrite: bool) -> None:
         """Make the folder this recipe's own; refuse one with another recipe's results unless told to overwrite.
 
-        Overwriting keeps what the new recipe would compute identically. A folder with anything but a run is refused.
+        A recipe that only asks for more, of the same, goes on from what is there. Overwriting keeps what the new recipe
+        would compute identically. A folder with anything but a run is refused.
         """
         file = self.path / "recipe.yaml"
         if self.path.exists() and not self.path.is_dir():
@@ -109,7 +113,8 @@ class RunFolder:
     def _sections_held(self) -> Collection[str]:
         """The recipe's sections that what is in the folder depends on; a plan or a score is cheap and binds nothing."""
         if any((self.path / name).exists() for name in ("metrics.jsonl", "pruned", "model")):
-            return Recipe.model_fields.keys() - {"compare", "inspect", "report"}  # those only add to what is there
+            # the others only add to what is there
+            return Recipe.model_fields.keys() - {"compare", "inspect", "report", "trackers"}
         mined = (self.path / "mined").exists() or (self.path / "mining").exists()
         return ("seed", "classes", "model", "data", "mine") if mined else ()
 
@@ -163,6 +168,10 @@ class RunFolder:
             for name in [name for name in self._keys() if name.startswith(folders) and name not in self._used]:
                 self._forget(name)
 
+    def keep(self, name: str, *, key: str) -> None:
+        """Let `forget_unused` leave an artifact, if it was made from these inputs."""
+        self.is_current(name, key=key)
+
     def forget(self, folder: str) -> None:
         """Delete what is in a folder of intermediate results, and that it was there."""
         if self.main:
@@ -172,9 +181,11 @@ class RunFolder:
             remove(self.path / folder)
 
     def is_current(self, name: str, *, key: str) -> bool:
-        """Whether the artifact is there and was made from these inputs."""
-        self._used.add(name)
-        return (self.path / name).exists() and self._keys().get(name) == key
+        """Whether the artifact is there and was made from these inputs; one that is counts as used."""
+        current = (self.path / name).exists() and self._keys().get(name) == key
+        if current:
+            self._used.add(name)
+        return current
 
     @contextmanager
     def timed(self, name: str, *, key: str) -> Iterator[None]:
@@ -209,6 +220,7 @@ class RunFolder:
         return read_json(file) if file.exists() else {}
 
     def _remember(self, name: str, key: str) -> None:
+        self._used.add(name)
         self.write_json(_KEYS, self._keys() | {name: key})
 
     def _forget(self, name: str) -> None:
@@ -224,5 +236,13 @@ def _differences(old: Any, new: Any, path: str = "") -> Iterable[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
             yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
-    elif old != new:
-        yield f"{path}: {old!r} there, {new!r} asked"
+    elif old != new and not _only_adds(old, new, path):
+        there, asked = ("{…}" if isinstance(setting, dict) else repr(setting) for setting in (old, new))
+        yield f"{path}: {there} there, {asked} asked"
+
+
+def _only_adds(old: Any, new: Any, path: str) -> bool:
+    """Whether a changed setting keeps every variant that is there, and asks for further ones."""
+    if path == "recover":
+        return old is None
+    return path in _LISTS_OF_VARIANTS and all(entry in new for entry in old or ())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
@@ -163,13 +163,22 @@ class Splits:
 
     def check_disjoint(self, *uses: Use) -> None:
         """Refuse data in which an evaluation image is also used for `uses`, or one of validation for the others."""
-        for use in ("evaluate", *uses):
-            self.images(use)
-        others: dict[str, list[bytes]] = {use: self._hashes[use] for use in uses if use != "validation"}
+        self.images("evaluate")
         if "validation" in uses:
-            refuse_overlap(self._hashes["validation"], others, held="validate")
-            others["validate"] = self._hashes["validation"]
-        refuse_overlap(self._hashes["evaluate"], others)
+            self.check_validation(*(use for use in uses if use != "validation"))
+        refuse_overlap(self._hashes["evaluate"], self._hashes_of(uses))
+
+    def check_validation(self, *uses: Use) -> None:
+        """Refuse data in which an image of validation is also used for `uses`."""
+        others = self._hashes_of(uses)
+        self.images("validation")
+        refuse_overlap(self._hashes["validation"], others, held="validate")
+
+    def _hashes_of(self, uses: Sequence[Use]) -> dict[str, list[bytes]]:
+        """Hashes of the images by use, as a verb."""
+        for use in uses:
+            self.images(use)
+        return {"validate" if use == "validation" else use: self._hashes[use] for use in uses}
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ def training_key(experiment: Experiment, config: TrainConfig, *, start: str) -> 
         validation=splits.key("validation") if recipe.data.splits.validation else None,
         seed=recipe.seed,
         precision=recipe.mixed_precision,
+        processes=experiment.accelerator.num_processes,  # each takes batches of the size that the config says
     )
 
 

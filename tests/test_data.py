@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -145,10 +146,26 @@ def test_overlap_is_found_by_content_whatever_the_splits_are_called() -> None:
     refuse_overlap(test.content_hashes(), {"mine": train.take(np.arange(8)).content_hashes()})
 
 
+def test_names_of_the_hub_may_have_dots(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def load_dataset(*, path: str, **_: object) -> datasets.Dataset:
+        asked.append(path)
+        return rows(range(3))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert len(read_split(open_source("owner/imagenet-v2.0"), "test")) == 3
+    assert asked == ["owner/imagenet-v2.0"]
+
+
 def test_labels_can_be_numbered_by_name() -> None:
     images = read_split(lambda _: rows(range(6)), "train").renamed(["owl", "elk", "cat", "dog"])
     assert images.labels.tolist() == [2, 3, 0, 2, 3, 0]
     assert images.class_names == ("owl", "elk", "cat", "dog")
+    hidden = replace(images, class_names=("a", "b", "c"), labels=np.array([-1, 0, 1, 2, 3, 0])).renamed(["c", "a", "b"])
+    assert hidden.labels.tolist() == [-1, 1, 2, 0, 3, 1]
+    with pytest.raises(DataError, match="label -1 of image 0 is out of range"):
+        check_labels(hidden, num_classes=3)
 
 
 def test_labels_outside_the_head_are_refused_by_value_and_image() -> None:

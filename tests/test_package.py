@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -56,6 +57,13 @@ def test_packages_have_the_names_that_they_say_they_offer() -> None:
         package = import_module(".".join(file.parent.relative_to(PACKAGE.parent).parts))
         missing = [name for name in getattr(package, "__all__", ()) if not hasattr(package, name)]
         assert not missing, f"{package.__name__} has no {missing}"
+
+
+def test_float64_is_made_on_the_cpu() -> None:
+    """Apple's accelerators have none, and refuse to make any on the way to the CPU."""
+    for file in PACKAGE.rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        assert not re.search(r"\.double\(\)\.cpu\(|\.to\(\"cpu\", torch\.float64", text), file
 
 
 def test_importing_the_package_does_not_import_torch() -> None:

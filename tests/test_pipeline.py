@@ -25,6 +25,7 @@ from pathprune.evaluation import LatencyResult
 from pathprune.mining import ClassStats, PathSet
 from pathprune.models.adapt import adapt
 from pathprune.models.checkpoint import load_pruned, save_pruned
+from pathprune.models.config import ModelConfig
 from pathprune.models.pruned_config import read_pruned_config
 from pathprune.pipeline import (
     compare_recipe,
@@ -275,6 +276,65 @@ def test_another_recipe_is_refused_and_overwriting_keeps_what_still_holds(
         run_recipe(changed)
     monkeypatch.setattr(mined, "locate_paths", refuse)  # mining does not depend on the budget
     assert {row["budget"] for row in run_recipe(changed, overwrite=True).metrics} == {0.0, 0.75}
+
+
+def test_a_recipe_that_asks_for_more_of_the_same_goes_on_from_what_is_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = {"criteria": ["magnitude-l2"], "num_images": 12}
+    first = run_recipe(tiny_recipe(folder, score=score, compensation="none", prune={"ratio": 0.5}))
+    evaluate, evaluated = experiment.evaluate_model, []
+
+    def watched(*args: Any, description: str, **kwargs: Any) -> Any:
+        evaluated.append(description)
+        return evaluate(*args, description=description, **kwargs)
+
+    monkeypatch.setattr(experiment, "evaluate_model", watched)
+    more = {
+        "score": {"criteria": ["random", "magnitude-l2"], "num_images": 12},
+        "compensation": ["none", "mean"],
+        "prune": {"ratio": [0.25, 0.5], "save": ["path", "random"]},
+        "recover": training(1) | {"criteria": "random", "compensations": "none"},
+    }
+    second = run_recipe(tiny_recipe(folder, **more))
+    assert len(evaluated) == len(set(evaluated)) == 2 * 2 * 2 - 1 + 2  # but for one variant, and two recovered
+    known = {row["variant_id"]: row["nll"] for row in second.metrics}
+    assert all(known[row["variant_id"]] == row["nll"] for row in first.metrics)
+    with pytest.raises(RecipeError, match=r"another recipe \(score.criteria: .*; compensation: .*; recover"):
+        run_recipe(tiny_recipe(folder, **more | {"score": score, "compensation": "none", "recover": None}))
+
+
+def test_checkpoints_that_prune_saved_outlive_later_runs(folder: Path) -> None:
+    recipe = tiny_recipe(folder, score={"criteria": ["magnitude-l2"], "num_images": 12})
+    saved = {checkpoint: (checkpoint / "model.safetensors").read_bytes() for checkpoint in prune_recipe(recipe)}
+    for _ in range(2):  # the second has all of its rows and looks at no model
+        run_recipe(recipe)
+        assert saved == {checkpoint: (checkpoint / "model.safetensors").read_bytes() for checkpoint in saved}
+
+
+def test_a_checkpoint_of_an_overwritten_recipe_goes(folder: Path) -> None:
+    score = {"criteria": ["random"], "num_images": 12}
+    checkpoints = prune_recipe(tiny_recipe(folder, score=score))
+    run_recipe(tiny_recipe(folder, score=score, seed=1), overwrite=True)
+    assert not any(checkpoint.exists() for checkpoint in checkpoints)
+
+
+def test_what_scores_and_fits_took_is_known_after_further_runs(folder: Path) -> None:
+    settings = {"score": {"criteria": ["variance"], "num_images": 12}, "compensation": "mean"}
+    for _ in range(2):  # the second computes nothing
+        run_recipe(tiny_recipe(folder, **settings, prune={"ratio": [0.5]}))
+    *_, one, other = run_recipe(tiny_recipe(folder, **settings, prune={"ratio": [0.5, 0.25]})).metrics
+    assert one["forward_passes"]["scoring"] == other["forward_passes"]["scoring"] is not None
+    assert other["forward_passes"]["statistics"] > 0
+
+
+def test_a_pruned_model_is_evaluated_by_the_recipe_that_made_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    recipe = tiny_recipe(folder, output=None, score={"criteria": ["magnitude-l2"], "num_images": 12})
+    *_, pruned = prune_recipe(recipe)
+    found = evaluate_recipe(recipe.model_copy(update={"model": ModelConfig(name=str(pruned))}))
+    assert found["num_params"] < evaluate_recipe(recipe)["num_params"]
+    assert set(Path("runs").iterdir()) == {Path("runs/tiny"), Path("runs/tiny-eval")}
 
 
 def test_a_recipe_that_failed_before_its_first_result_can_be_corrected(folder: Path) -> None:

@@ -15,7 +15,7 @@ from pathprune import timings
 from pathprune.data import DataError
 from pathprune.evaluation import LatencyResult
 from pathprune.models.adapt import adapt
-from pathprune.pipeline import Experiment, plan_recipe, run_recipe
+from pathprune.pipeline import Experiment, plan_recipe, prune_recipe, run_recipe
 from pathprune.planning import Planned, Planner
 from pathprune.pruning import BudgetError, LeastSquares, MeanShift
 from pathprune.recipe import RecipeError
@@ -144,6 +144,9 @@ def test_what_a_max_drop_is_found_on_is_neither_evaluated_nor_mined(folder: Path
         data = {"source": str(folder / "data"), "splits": splits}
         with pytest.raises(DataError, match="accuracy on them would not be honest"):
             run_recipe(recipe.model_copy(update={"data": type(recipe.data).model_validate(data)}), overwrite=True)
+    for command in (prune_recipe, plan_recipe):  # neither of which evaluates
+        with pytest.raises(DataError, match="images used to calibrate are also validated on"):
+            command(recipe.model_copy(update={"data": type(recipe.data).model_validate(data)}), overwrite=True)
 
 
 def test_a_plan_that_is_narrow_from_the_start_and_loses_too_much_is_refused(

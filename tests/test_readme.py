@@ -1,4 +1,4 @@
-"""The README's commands and code are those that are tested."""
+"""The commands and code of the README and its guides are those that are tested, and their links lead somewhere."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ import pathprune
 from pathprune.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "recipes").glob("*.md"))]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language: str, page: Path) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 def test_ci_runs_the_readmes_test_command() -> None:
-    command = next(block.strip() for block in blocks("bash") if "pytest" in block)
+    command = next(block.strip() for block in blocks("bash", README) if "pytest" in block)
     assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
 
 def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    example, loader = blocks("python")
+    (example,), (loader,) = blocks("python", README), blocks("python", ROOT / "recipes" / "deploying.md")
     example_names: dict[str, Any] = {}
     exec(compile(example, "README.md", "exec"), example_names)
     assert (tmp_path / "pruned" / "model.safetensors").exists()
@@ -35,7 +36,7 @@ def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(loader.splitlines()) <= 40
     assert "pathprune" not in "".join(line for line in loader.splitlines() if "import" in line)
     loader_names: dict[str, Any] = {}
-    exec(compile(loader, "README.md", "exec"), loader_names)
+    exec(compile(loader, "deploying.md", "exec"), loader_names)
     adapted, images = example_names["adapted"], example_names["images"]
     scores = {site.name: torch.arange(site.width) * (1.0 + site.block) for site in adapted.sites}
     plan = pathprune.make_plan(scores, sites=adapted.sites, ratio=0.5, scope="global")
@@ -47,11 +48,31 @@ def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_recipes_and_keys_of_the_commands_exist() -> None:
-    text = "\n".join(blocks("bash")).replace("\\\n", " ")
+    text = "\n".join(block for page in PAGES for block in blocks("bash", page)).replace("\\\n", " ")
     commands = re.findall(
         r"pathprune (run|compare|prune|eval|mine|finetune|inspect) (\S+)(.*?)(?:#.*)?$", text, flags=re.MULTILINE
     )
-    assert len(commands) >= 5
+    assert len(commands) >= 15
     for _, recipe, rest in commands:
+        if recipe == "imagenet.yaml":  # the reader's own
+            continue
         overrides = re.findall(r"'([^']*)'|(\S+=\S+)", rest)
         load_recipe(ROOT / recipe if "/" in recipe else recipe, [quoted or plain for quoted, plain in overrides])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_the_pages_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", text):
+        place, _, heading = next(filter(None, target)).partition("#")
+        if "://" in place:
+            continue
+        file = page.parent / place if place else page
+        assert file.exists(), f"{page.name} points to {place}, which is not there"
+        assert not heading or heading in headings(file), f"{page.name} points to {place}#{heading}, which is not there"
+
+
+def headings(page: Path) -> list[str]:
+    """The anchors that a page's headings get."""
+    lines = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in lines]

@@ -78,7 +78,9 @@ class LabelledImages(TorchDataset[tuple[Tensor, int]]):
     def renamed(self, class_names: Sequence[str]) -> LabelledImages:
         """Return the same images with labels numbered as `class_names` are; every class must be among them."""
         number = np.array([list(class_names).index(name) for name in self.class_names])
-        return replace(self, class_names=tuple(class_names), labels=number[self.labels])
+        is_class = (self.labels >= 0) & (self.labels < len(number))  # others are not for this to judge
+        labels = np.where(is_class, number[np.where(is_class, self.labels, 0)], self.labels)
+        return replace(self, class_names=tuple(class_names), labels=labels)
 
     def readable(self, *, max_unreadable: float, threads: int = 1) -> tuple[LabelledImages, list[bytes]]:
         """Decode every image once; returns those that can be read, and a hash of the content of each.

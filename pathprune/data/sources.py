@@ -23,6 +23,8 @@ Labels = Literal["one", "each", "any"]
 
 _COLUMNS = {"image": ("image", "img", "pixel_values", "jpg", "png"), "label": ("label", "labels", "fine_label", "cls")}
 
+_FILES = (".parquet", ".arrow", ".csv", ".json", ".jsonl", ".zip", ".tar", ".gz", ".npz")  # hub names may have dots too
+
 _MINE_UNLABELLED = "mine unlabelled images with mine.targets=prediction"
 
 
@@ -38,7 +40,7 @@ def open_source(source: str, *, config: str | None = None, revision: str | None 
     """
     path = demo_data_folder() if source == "demo" else Path(source).expanduser()
     if not path.exists():
-        if source.startswith((".", "/", "~")) or path.suffix or source.count("/") > 1:
+        if source.startswith((".", "/", "~")) or path.suffix.lower() in _FILES or source.count("/") > 1:
             raise DataError(
                 f"data source '{source}' does not exist; give a folder, a parquet file, a hub name or 'demo'"
             )

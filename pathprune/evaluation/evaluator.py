@@ -144,7 +144,8 @@ def evaluate_model(
             num_classes = _num_classes(logits, len(images), description)
             outcome = _outcome(logits, labels.to(device)).to(accelerator.device)
             # every process sees all of the gathered rows, so all of them raise alike and none is left waiting
-            gathered = accelerator.gather_for_metrics(outcome).cpu()
+            # a single one sees all as it is; gathering would take the end of a loader that is open elsewhere for ours
+            gathered = (outcome if accelerator.num_processes == 1 else accelerator.gather_for_metrics(outcome)).cpu()
             _check(gathered, num_classes, done, description)
             parts.append(gathered[gathered[:, 0] != _SKIPPED])
             done += len(gathered)

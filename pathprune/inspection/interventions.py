@@ -62,7 +62,7 @@ def effects_of_scaling(
         def answers(output_BK: Tensor) -> tuple[Tensor, Tensor]:
             logits = objective.class_logits(output_BK)
             right_B = torch.zeros(len(images)) if logits is None else logits.argmax(-1).cpu() == targets.cpu()
-            return readout(output_BK).double().cpu(), right_B.double()
+            return readout(output_BK).cpu().double(), right_B.double()
 
         before = answers(clean_BK)
         effects = []

@@ -57,7 +57,7 @@ def most_exciting(
         def note(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             seen_BTn = args[0].index_select(-1, columns_n.to(args[0].device))
             seen_BTn = seen_BTn if rows is None else seen_BTn[:, list(rows)]
-            best[layer] = _joined(best[layer], seen_BTn.amax(1).T.double().cpu(), start, number)
+            best[layer] = _joined(best[layer], seen_BTn.amax(1).T.cpu().double(), start, number)
 
         return note
 

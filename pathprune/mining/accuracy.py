@@ -70,7 +70,7 @@ def path_accuracy(
     linear, ranked = [], []
     for ours, theirs in zip(mined, converged, strict=True):
         for our_BW, their_BW in zip(per_layer(ours.scores), per_layer(theirs.scores), strict=True):
-            pair = our_BW.double().cpu().numpy(), their_BW.double().cpu().numpy()
+            pair = our_BW.cpu().double().numpy(), their_BW.cpu().double().numpy()
             linear.append(_correlation(*pair))
             ranked.append(_correlation(*(rankdata(scores_BW, axis=1) for scores_BW in pair)))
     return PathAccuracy(

@@ -67,9 +67,9 @@ class ClassStats:
         self.num_images += torch.bincount(labels, minlength=len(self.class_names))
         add_counts(self.count, mined.paths.cpu(), labels)
         for mass, mass_BW in zip(self.mass, per_layer(mined.mass), strict=True):
-            mass.index_add_(0, labels, mass_BW.to("cpu", torch.float64))
+            mass.index_add_(0, labels, mass_BW.cpu().to(torch.float64))
         for published, scores_BW in zip(self.published_mass, per_layer(mined.scores), strict=True):
-            published.index_add_(0, labels, normalised(scores_BW.to("cpu", torch.float64)))
+            published.index_add_(0, labels, normalised(scores_BW.cpu().to(torch.float64)))
 
     def add_classes(self, classes: Tensor, other: ClassStats) -> None:
         """Add, in place, the statistics of some classes only: row `i` of `other` is of class `classes[i]` (int64)."""

@@ -165,7 +165,9 @@ class ZeroShotClassifier(nn.Module):
         self.tower, self.head = tower, head
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head.class_logits(self.tower(images))
+        output_BK = self.tower(images)
+        with torch.autocast(output_BK.device.type, enabled=False):  # cosines in half precision tie with each other
+            return self.head.class_logits(output_BK.to(torch.promote_types(output_BK.dtype, torch.float32)))
 
 
 class ObjectiveConfig(BaseModel):

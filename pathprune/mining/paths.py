@@ -103,7 +103,7 @@ class PathSet:
             labels=labels.to("cpu", torch.int64),
             predictions=mined.predictions.cpu(),
             targets=mined.targets.cpu(),
-            jas=mined.jas.to("cpu", torch.float64),
+            jas=mined.jas.cpu().to(torch.float64),
             paths=mined.paths.cpu(),
             settings=dict(settings or {}),
         )

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -16,14 +16,29 @@ from pathprune.models.seam import AdaptedModel
 
 @torch.no_grad()
 def measure_damage(
-    dense: AdaptedModel, narrowed: AdaptedModel, batches: Iterable[tuple[Tensor, Tensor]]
+    dense: AdaptedModel,
+    narrowed: AdaptedModel,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    class_logits: Callable[[Tensor], Tensor | None] | None = None,
 ) -> dict[str, float]:
     """By site, how far the answers move when its block alone is taken from `narrowed`, a pruned copy of `dense`.
 
     It is the mean Kullback-Leibler divergence of class probabilities, in nats, over the images of `batches`
-    `(images [B, C, H, W], labels)`; labels are not read. What later blocks make of the change is part of it. Costs half
-    a forward pass per block and image. Raises ValueError if there are no images.
+    `(images [B, C, H, W], labels)`; labels are not read. `class_logits` makes logits of an output that is none, such as
+    an embedding. What later blocks make of the change is part of it. Costs half a forward pass per block and image.
+    Raises ValueError if there are no images.
     """
+
+    def log_probabilities(h_BTD: Tensor, *, after: int) -> Tensor:
+        """From the output of block `after` on: `[B, K]`."""
+        for block in range(after + 1, len(dense.sites)):
+            h_BTD = dense.close_block(block, *dense.open_block(block, h_BTD))
+        output_BK = dense.head(h_BTD)
+        logits_BK = class_logits(output_BK) if class_logits else output_BK
+        assert logits_BK is not None, "models without classes are refused before"
+        return logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32)).log_softmax(-1)
+
     parameter = next(dense.model.parameters())
     blocks = range(len(dense.sites))
     totals = [0.0 for _ in blocks]
@@ -31,22 +46,14 @@ def measure_damage(
     with evaluating(dense.model), evaluating(narrowed.model):
         for images, _ in batches:
             h_BTD = dense.stem(images.to(parameter))
-            answer_BK = _answer(dense, h_BTD, after=-1)
+            answer_BK = log_probabilities(h_BTD, after=-1)
             num_images += len(images)
             for block in blocks:
                 moved_BTD = narrowed.close_block(block, *narrowed.open_block(block, h_BTD))
-                moved_BK = _answer(dense, moved_BTD, after=block)
+                moved_BK = log_probabilities(moved_BTD, after=block)
                 totals[block] += float(kl_div(moved_BK, answer_BK, log_target=True, reduction="sum"))
                 h_BTD = dense.close_block(block, *dense.open_block(block, h_BTD))
     if num_images == 0:
         raise ValueError("damage is measured on images; there are no calibration batches")
     # what rounding takes below zero is no damage
     return {site.name: max(total / num_images, 0.0) for site, total in zip(dense.sites, totals, strict=True)}
-
-
-def _answer(dense: AdaptedModel, h_BTD: Tensor, *, after: int) -> Tensor:
-    """Log probabilities from the output of block `after` on: `[B, K]`."""
-    for block in range(after + 1, len(dense.sites)):
-        h_BTD = dense.close_block(block, *dense.open_block(block, h_BTD))
-    logits_BK = dense.head(h_BTD)
-    return logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32)).log_softmax(-1)

@@ -84,6 +84,16 @@ class TrainConfig(Section):
         return self
 
     @property
+    def learns_logits(self) -> bool:
+        """Whether a part of the loss reads the logits."""
+        return self.labels > 0 or (self.distill is not None and self.distill.logits > 0)
+
+    @property
+    def learns_states(self) -> bool:
+        """Whether a part of the loss reads the states after the blocks."""
+        return self.distill is not None and self.distill.hidden > 0
+
+    @property
     def content(self) -> dict[str, Any]:
         """What the trained model depends on, as plain data."""
         return self.model_dump(mode="json", exclude={"save_steps"})

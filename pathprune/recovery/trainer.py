@@ -25,8 +25,8 @@ from pathprune.recovery.best import Best
 from pathprune.recovery.config import TrainConfig
 from pathprune.recovery.images import TrainingImages, seed_of, training_transform
 from pathprune.recovery.losses import Objective
-from pathprune.recovery.stem import held, stem_parameters
 from pathprune.recovery.timm_made import made
+from pathprune.recovery.untrained import held, stem_parameters, unused_parameters
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +64,11 @@ def train(
     that is not finite.
     """
     _check(model, config, teacher=teacher, validated=validate is not None)
-    stem = stem_parameters(model, input_size=data_config["input_size"]) if config.freeze_stem else []
-    with held(stem):
+    size = data_config["input_size"]
+    untrained = unused_parameters(model, input_size=size, logits=config.learns_logits, states=config.learns_states)
+    if config.freeze_stem:
+        untrained += stem_parameters(model, input_size=size)
+    with held(untrained):
         trainer = _Trainer(
             model,
             TrainingImages(
@@ -136,15 +139,14 @@ class _Trainer:
         )
         if accelerator.scaler:  # starts afresh, whatever was trained before
             accelerator.scaler.load_state_dict(type(accelerator.scaler)(accelerator.device.type).state_dict())
-        hidden = config.distill is not None and config.distill.hidden > 0
         accelerator.gradient_accumulation_steps = config.accumulate_steps
         student, self.optimizer = accelerator.prepare(
-            Answering(model, states=hidden, checkpointing=config.grad_checkpointing), optimizer
+            Answering(model, states=config.learns_states, checkpointing=config.grad_checkpointing), optimizer
         )
         self.student: Any = torch.compile(student) if config.compile else student
         self.teacher: Any = None
         if config.distill is not None and teacher is not None:
-            answering = Answering(teacher, states=hidden).eval()
+            answering = Answering(teacher, states=config.learns_states).eval()
             self.teacher = torch.compile(answering) if config.compile else answering
         self.scheduler, _ = made(
             "schedule",

@@ -61,7 +61,7 @@ class Snip(Criterion):
         layers = {site.name: site.down for site in context.adapted.sites}
         gradients = weight_gradients(context.adapted, context.batches, layers=list(layers.values()))
         return {
-            name: (down.weight.detach() * gradients[down]).to("cpu", torch.float64).sum(0).abs()
+            name: (down.weight.detach() * gradients[down]).cpu().to(torch.float64).sum(0).abs()
             for name, down in layers.items()
         }
 

@@ -91,6 +91,14 @@ def test_a_prepared_loader_and_plain_batches_give_the_same():
         assert result.label_ranks.tolist() == [0, 1, 2, 1]
 
 
+def test_a_loader_that_is_open_elsewhere_does_not_matter():
+    """Accelerate cuts what it gathers to the last batch of the loader that it is in, such as a training's."""
+    accelerator = Accelerator()
+    for _ in accelerator.prepare_data_loader(loader([0] * 7, batch_size=3)):
+        found = evaluate_model(Lookup(LOGITS), loader(LABELS), accelerator=accelerator)
+        assert found.labels.tolist() == LABELS
+
+
 def test_the_model_is_evaluated_in_eval_mode_and_left_as_it_was():
     model = Lookup(LOGITS).train()
     assert evaluate_model(model, loader(LABELS)).predictions.tolist() == [0, 1, 2, 0]  # no dropout

@@ -9,7 +9,14 @@ from reference import Reference
 from safetensors.torch import save_file
 from torch import nn
 
-from pathprune.mining import CleanCosine, LabelProbability, ObjectiveConfig, ZeroShot, locate_paths
+from pathprune.mining import (
+    CleanCosine,
+    LabelProbability,
+    ObjectiveConfig,
+    ZeroShot,
+    ZeroShotClassifier,
+    locate_paths,
+)
 from pathprune.models.adapt import adapt
 
 TEXT = torch.randn(4, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -164,3 +171,13 @@ def test_objectives_of_a_recipe_are_checked(given, message):
 
 def test_a_name_alone_makes_an_objective():
     assert ObjectiveConfig.model_validate("cosine").make() == CleanCosine()
+
+
+def test_a_zero_shot_head_is_exact_in_mixed_precision() -> None:
+    """In half precision, cosines times 100 lie an eighth or a quarter apart, and many tie."""
+    model, head = tower().float(), ZeroShot(TEXT.float(), 100.0)
+    images = some_images().float()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found, embedding = ZeroShotClassifier(model, head)(images), model(images)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, head.class_logits(embedding.float()))

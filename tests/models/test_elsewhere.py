@@ -1,4 +1,4 @@
-"""Pruned checkpoints of every family, loaded without pathprune: by timm or Transformers, and by the README's loader."""
+"""Pruned checkpoints of every family, loaded without pathprune: by timm, Transformers, and the loader of our guide."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ FUSED = {
     "vit-parallel-scaling-average",
 }  # one layer for attention and MLP, which knows its sizes
 
-README = Path(__file__).parents[2] / "README.md"
+GUIDE = Path(__file__).parents[2] / "recipes" / "deploying.md"
 
 
 @pytest.fixture(scope="module")
 def plain_load() -> Callable[[Path], nn.Module]:
-    """The loader in the README."""
-    (code,) = re.findall(r"```python\n([^`]*?\ndef load\(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    """The loader in the guide."""
+    (code,) = re.findall(r"```python\n([^`]*?\ndef load\(.*?)```", GUIDE.read_text(encoding="utf-8"), flags=re.DOTALL)
     names: dict[str, Any] = {}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(code, "deploying.md", "exec"), names)
     return names["load"]
 
 

@@ -1,4 +1,4 @@
-"""The stem: which parameters make it up, in every family, and that training leaves them alone."""
+"""Parameters that are not trained: the stem's, in every family, and those that no part of the loss depends on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from families import FAMILIES
 from torch import nn
 
 from pathprune.models.adapt import adapt
-from pathprune.recovery.stem import held, stem_parameters
+from pathprune.recovery.untrained import held, stem_parameters, unused_parameters
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -28,6 +28,19 @@ def test_the_stem_is_what_changes_the_states_that_enter_the_first_block(family: 
             changed = not torch.equal(adapt(model, check=False).stem(images), before)
             assert changed == (id(parameter) in stem and parameter.numel() > 0), name
             parameter.copy_(kept)
+
+
+@pytest.mark.parametrize("learned", [("logits",), ("states",), ("logits", "states")])
+def test_unused_parameters_are_those_that_get_no_gradient(learned: tuple[str, ...]) -> None:
+    model = FAMILIES["vit"].make().train()
+    model.mask_token = nn.Parameter(torch.zeros(3))
+    chosen = {"logits": "logits" in learned, "states": "states" in learned}
+    unused = unused_parameters(model, input_size=adapt(model, check=False).input_size, **chosen)
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    names = {name for name, parameter in model.named_parameters() if any(parameter is each for each in unused)}
+    answers_only = {"norm.weight", "norm.bias", "head.weight", "head.bias"}
+    assert names == {"mask_token"} | (set() if "logits" in learned else answers_only)
 
 
 def test_held_parameters_get_no_gradients_and_are_let_go() -> None:
