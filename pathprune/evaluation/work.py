@@ -6,10 +6,27 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 _aten = torch.ops.aten
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> float:
+    return float(sdpa_flop_count(q.shape, k.shape, v.shape)) / 2  # type: ignore[no-untyped-call]
+
+
+def _attention_backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> float:
+    return float(sdpa_backward_flop_count(gradient.shape, q.shape, k.shape, v.shape)) / 2  # type: ignore[no-untyped-call]
+
+
+# kernels that torch's registry leaves out: which of all a model runs depends on the processor
+_ATTENTION: Mapping[Any, Callable[..., float]] = {
+    _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    _aten._scaled_dot_product_attention_math_for_mps: _attention,
+}
 
 # leading terms of the usual algorithms' counts (Golub & Van Loan, Matrix Computations), which torch does not count
 _FACTORISATIONS: Mapping[Any, Callable[..., float]] = {
@@ -37,6 +54,8 @@ class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         operation = func._overloadpacket
         if operation in flop_registry:  # a multiplication and an addition are two operations there
             self.macs += flop_registry[operation](*args, **(kwargs or {}), out_val=result) / 2
+        elif operation in _ATTENTION:
+            self.macs += _ATTENTION[operation](*args)
         elif operation in _FACTORISATIONS:
             self.macs += _FACTORISATIONS[operation](*args)
         return result

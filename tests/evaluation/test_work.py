@@ -25,6 +25,18 @@ def test_products_forward_and_backward_and_factorisations_count():
     assert counter.macs == 6**3 / 6 + 6 * 6 * 2 + 6 * 6
 
 
+def test_attention_counts_forward_and_backward_in_any_kernel():
+    """Twice the product of queries, keys and values; backward 2.5 times that, as the kernel computes scores again."""
+    q, k, v = (torch.randn(2, 3, 5, 8, requires_grad=True) for _ in range(3))
+    with MacCounter() as counter:
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    forward = counter.macs
+    assert forward == 2 * (2 * 3 * 5 * 5 * 8)
+    with MacCounter() as counter:
+        out.sum().backward()
+    assert counter.macs in (2 * forward, 2.5 * forward)
+
+
 def test_a_forward_pass_is_its_models_macs_and_mining_many_of_them():
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=12, depth=3, num_heads=2, num_classes=4)
     images = torch.randn(2, 3, 32, 32)
