@@ -618,6 +618,20 @@ def test_recovery_starts_from_the_saved_checkpoint_where_there_is_one(
     assert [row["nll"] for row in again] == [row["nll"] for row in fresh]
 
 
+def test_two_processes_train_as_one_does_on_twice_the_batch(folder: Path) -> None:
+    """Also where a part of the model, here the head, is none of what is learned from."""
+    settings = {"labels": 0, "distill": {"logits": 0, "hidden": 1}, "criteria": "magnitude-l2", "epochs": 1}
+    *_, alone = run_recipe(recovered_recipe(folder, **settings, batch_size=8)).metrics
+    recipe, shared = folder / "shared.yaml", recovered_recipe(folder, **settings, batch_size=4)
+    output = {"output": str(folder / "shared")}
+    recipe.write_text(shared.model_copy(update=output).to_yaml(), encoding="utf-8")
+    launch("run", str(recipe))
+    *_, before, together = map(json.loads, (folder / "shared" / "metrics.jsonl").read_text().splitlines())
+    assert together["variant_id"] == alone["variant_id"] == "magnitude-l2--none--0.5--recovered"
+    assert together["nll"] == pytest.approx(alone["nll"], rel=1e-4)
+    assert abs(before["nll"] - alone["nll"]) > 1e-3
+
+
 def test_only_the_variants_asked_for_are_recovered(folder: Path) -> None:
     rows = run_recipe(recovered_recipe(folder, criteria="magnitude-l2", epochs=1)).metrics
     assert [row["variant_id"] for row in rows if row["recovery"]] == ["magnitude-l2--none--0.5--recovered"]

@@ -11,6 +11,7 @@ import torch
 
 import pathprune
 from pathprune.recipe import load_recipe
+from pathprune.scoring import score
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -47,16 +48,26 @@ def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         torch.testing.assert_close(loader_names["load"](folder)(images), model(images), rtol=0, atol=1e-5)
 
 
+def test_the_criterion_that_the_guide_writes_scores_every_neuron() -> None:
+    (code,) = blocks("python", ROOT / "recipes" / "comparing.md")
+    names: dict[str, Any] = {}
+    exec(compile(code, "comparing.md", "exec"), names)
+    adapted = pathprune.adapt(pathprune.load_model("demo").model)
+    scores = score(pathprune.ScoringContext(adapted=adapted), criterion=names["Norm"](power=1.0))
+    first = adapted.sites[0]
+    torch.testing.assert_close(scores[first.name], first.down.weight.detach().abs().sum(0).double(), rtol=1e-5, atol=0)
+
+
 def test_recipes_and_keys_of_the_commands_exist() -> None:
     text = "\n".join(block for page in PAGES for block in blocks("bash", page)).replace("\\\n", " ")
     commands = re.findall(
-        r"pathprune (run|compare|prune|eval|mine|finetune|inspect) (\S+)(.*?)(?:#.*)?$", text, flags=re.MULTILINE
+        r"pathprune (run|compare|prune|eval|mine|finetune|inspect) (\S+)(.*?)'?(?:#.*)?$", text, flags=re.MULTILINE
     )
     assert len(commands) >= 15
     for _, recipe, rest in commands:
-        if recipe == "imagenet.yaml":  # the reader's own
-            continue
-        overrides = re.findall(r"'([^']*)'|(\S+=\S+)", rest)
+        if recipe in ("imagenet.yaml", "mine.yaml"):  # the reader's own, copied from those that ship
+            recipe = "own-checkpoint"
+        overrides = re.findall(r"'([^']*)'|([^\s']+=[^\s']+)", rest)
         load_recipe(ROOT / recipe if "/" in recipe else recipe, [quoted or plain for quoted, plain in overrides])
 
 
