@@ -113,8 +113,8 @@ class RunFolder:
     def _sections_held(self) -> Collection[str]:
         """The recipe's sections that what is in the folder depends on; a plan or a score is cheap and binds nothing."""
         if any((self.path / name).exists() for name in ("metrics.jsonl", "pruned", "model")):
-            # the others only add to what is there
-            return Recipe.model_fields.keys() - {"compare", "inspect", "report", "trackers"}
+            only_add = ("compare", "inspect", "report", "trackers")
+            return [section for section in Recipe.model_fields if section not in only_add]
         mined = (self.path / "mined").exists() or (self.path / "mining").exists()
         return ("seed", "classes", "model", "data", "mine") if mined else ()
 
