@@ -199,6 +199,8 @@ def test_a_tower_without_classes_is_mined_and_pruned(tower: Path, labelled: bool
     assert [load_pruned(checkpoint).num_classes for checkpoint in checkpoints] == [0] * 4
     with pytest.raises(ValueError, match="no classifier whose accuracy could be measured"):
         run_recipe(tower_recipe(tower, "run"))
+    with pytest.raises(ValueError, match="'damage' measures class probabilities, which the model does not give"):
+        prune_recipe(tower_recipe(tower, "damage", prune={"scope": "global", "normalize": "damage"}))
     with pytest.raises(ValueError, match="'taylor' needs the loss of a classifier"):
         prune_recipe(tower_recipe(tower, "taylor", score={"criteria": ["taylor"]}))
     with pytest.raises(ValueError, match="the objective cosine has no classes to predict"):

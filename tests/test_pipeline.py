@@ -11,6 +11,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -41,6 +42,7 @@ from pathprune.pruning import Budget, parse_compensation
 from pathprune.recipe import Recipe, RecipeError, load_recipe
 from pathprune.runs import key_of
 from pathprune.scoring import parse_criterion
+from pathprune.training import training_key
 from pathprune.variants import Variant, label, variants
 
 REQUIRED = {
@@ -616,6 +618,15 @@ def test_recovery_starts_from_the_saved_checkpoint_where_there_is_one(
     again = run_recipe(recipe.model_copy(update={"prune": pruned.prune}), overwrite=True).metrics
     assert [row["top1"] for row in again] == [row["top1"] for row in fresh]
     assert [row["nll"] for row in again] == [row["nll"] for row in fresh]
+
+
+def test_a_training_of_other_processes_is_another(folder: Path) -> None:
+    """Each takes batches of the config's size, so that the steps and what they see differ."""
+    opened = pipeline.Experiment(recovered_recipe(folder))
+    assert opened.recipe.recover is not None
+    alone = training_key(opened, opened.recipe.recover, start="x")
+    opened.accelerator = SimpleNamespace(num_processes=2)
+    assert training_key(opened, opened.recipe.recover, start="x") != alone
 
 
 def test_two_processes_train_as_one_does_on_twice_the_batch(folder: Path) -> None:

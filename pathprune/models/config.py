@@ -16,8 +16,8 @@ _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"
 class ModelConfig(Section):
     """Which model, and where its weights come from."""
 
-    name: str = Field("demo", description="timm name, hf-hub:NAME, a checkpoint folder, or demo")
-    checkpoint: str | None = Field(None, description="weights file (.safetensors, .pth, .pt); null: those of the name")
+    name: str = Field("demo", description="timm or hf-hub: name, a folder that a library saved, or demo")
+    checkpoint: str | None = Field(None, description="weights: a file or folder of them; null: those of the name")
     pretrained: bool = Field(True, description="fetch pretrained weights where no checkpoint is given")
     num_classes: int | None = Field(None, ge=0, description="size of the head; 0: none; null: as the checkpoint has it")
     image_size: int | None = Field(None, ge=1, description="input size in pixels; null: the model's own")
