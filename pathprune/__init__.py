@@ -6,6 +6,8 @@ Names are imported when first used, so that `pathprune --help` does not wait for
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pathprune._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from pathprune.mining import ClassStats, MinedPaths, PathSet, locate_paths
     from pathprune.models.adapt import adapt
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
     from pathprune.pruning import PrunePlan, make_plan, prune
     from pathprune.recipe import Recipe, RecipeError, load_recipe
     from pathprune.scoring import ActivationStatistics, Criterion, ScoresImportance, ScoringContext, collect_statistics
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "pathprune.mining": ("ClassStats", "MinedPaths", "PathSet", "locate_paths"),

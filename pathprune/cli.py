@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 
-from pathprune import __version__
+from pathprune._version import __version__
 from pathprune.progress import console as error_console
 
 app = typer.Typer(
@@ -114,10 +114,10 @@ def mine(
     ] = False,
 ) -> None:
     """Locate the neuron path of each image and aggregate the paths per class."""
-    from pathprune.estimate import estimate_recipe
     from pathprune.pipeline import mine_recipe
     from pathprune.recipe import load_recipe
     from pathprune.report.tables import mining_cost_table
+    from pathprune.stages.estimate import estimate_recipe
 
     loaded = load_recipe(recipe, overrides or ())
     if estimate:
@@ -181,9 +181,9 @@ def finetune(recipe: RecipeArgument, overrides: OverridesArgument = None, overwr
 @app.command()
 def inspect(recipe: RecipeArgument, overrides: OverridesArgument = None, overwrite: OverwriteOption = False) -> None:
     """Ask what the model's neuron paths do, who shares them, and what excites the neurons on them."""
-    from pathprune.inspecting import inspect_recipe
     from pathprune.recipe import load_recipe
     from pathprune.report.inspection import inspection_tables, inspection_words
+    from pathprune.stages.inspection import inspect_recipe
 
     found = inspect_recipe(load_recipe(recipe, overrides or ()), overwrite=overwrite)
     if found.is_main_process:
@@ -214,8 +214,8 @@ def bench(
     """Time dense against pruned models, in turns: eagerly, compiled, and in ONNX Runtime; with memory."""
     from pydantic import ValidationError
 
-    from pathprune.bench import BenchConfig, bench_groups
-    from pathprune.bench import bench as measure
+    from pathprune.bench.measure import BenchConfig, bench_groups
+    from pathprune.bench.measure import bench as measure
     from pathprune.files import write_text
     from pathprune.report.bench import bench_page, bench_table, bench_words
     from pathprune.report.render import render, save_figures

@@ -13,23 +13,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from pathprune.comparison import ROW_FORMAT, add_latency, dense_row, pruned_row, recovered_row, saved_at
 from pathprune.evaluation import Evaluation
-from pathprune.experiment import Experiment
-from pathprune.mined import tokens_to_mine
+from pathprune.keys import key_of
 from pathprune.mining import PathAccuracy
 from pathprune.models.checkpoint import describe_pruned, load_pruned
-from pathprune.planning import Planned, Planner
-from pathprune.provenance import made_by, measured, origin, published_recipe
 from pathprune.pruning import PrunePlan
 from pathprune.recipe import Recipe, RecipeError
-from pathprune.recovered import is_recovered, recover
 from pathprune.report.entries import Results
-from pathprune.reporting import report
-from pathprune.runs import key_of, read_json
+from pathprune.runs import read_json
 from pathprune.scoring.criteria import Tokens
-from pathprune.training import check_training, forget_state, train_model, training_key
-from pathprune.variants import Variant, label, of_seed, variants
+from pathprune.stages.comparison import ROW_FORMAT, add_latency, dense_row, pruned_row, recovered_row, saved_at
+from pathprune.stages.experiment import Experiment
+from pathprune.stages.mining import tokens_to_mine
+from pathprune.stages.planning import Planned, Planner
+from pathprune.stages.provenance import made_by, measured, origin, published_recipe
+from pathprune.stages.recovery import is_recovered, recover
+from pathprune.stages.report import report
+from pathprune.stages.training import check_training, forget_state, train_model, training_key
+from pathprune.stages.variants import Variant, label, of_seed, variants
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from pathprune.class_names import ClassKey
+from pathprune.data.class_names import ClassKey
 from pathprune.data.config import DataConfig
 from pathprune.evaluation.config import EvaluateConfig
 from pathprune.inspection.config import InspectConfig

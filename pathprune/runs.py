@@ -31,7 +31,6 @@ logs/                           what Accelerate's trackers write
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -61,12 +60,6 @@ _KEYS = "keys.json"  # also what tells a run folder from others
 def read_json(file: Path) -> Any:
     """Plain data from a JSON file."""
     return json.loads(file.read_text(encoding="utf-8"))
-
-
-def key_of(**inputs: Any) -> str:
-    """Short hash of plain data; equal inputs give equal keys on every machine."""
-    content = json.dumps(inputs, sort_keys=True, default=str)
-    return hashlib.blake2b(content.encode(), digest_size=12).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny import tiny_recipe, write_data, write_model
 
-from pathprune.class_names import class_indices
 from pathprune.data import DataError
+from pathprune.data.class_names import class_indices
 from pathprune.mining import ClassStats
 from pathprune.models.adapt import adapt
 from pathprune.models.checkpoint import load_pruned

@@ -20,9 +20,10 @@ import pytest
 import torch
 from tiny import NAMES, rows, tiny_recipe, write_data, write_model
 
-from pathprune import experiment, mined, pipeline, recovered, timings
+from pathprune import pipeline
 from pathprune.data import DataError
 from pathprune.evaluation import LatencyResult
+from pathprune.keys import key_of
 from pathprune.mining import ClassStats, PathSet
 from pathprune.models.adapt import adapt
 from pathprune.models.checkpoint import load_pruned, save_pruned
@@ -37,13 +38,16 @@ from pathprune.pipeline import (
     prune_recipe,
     run_recipe,
 )
-from pathprune.planning import Planner
 from pathprune.pruning import Budget, parse_compensation
 from pathprune.recipe import Recipe, RecipeError, load_recipe
-from pathprune.runs import key_of
 from pathprune.scoring import parse_criterion
-from pathprune.training import training_key
-from pathprune.variants import Variant, label, variants
+from pathprune.stages import experiment
+from pathprune.stages import latency as timings
+from pathprune.stages import mining as mined
+from pathprune.stages import recovery as recovered
+from pathprune.stages.planning import Planner
+from pathprune.stages.training import training_key
+from pathprune.stages.variants import Variant, label, variants
 
 REQUIRED = {
     *("variant_id", "criterion", "compensation", "tokens", "budget_kind", "budget", "neurons_removed", "seed"),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pathprune import __version__
+from pathprune._version import __version__
 from pathprune.data import evaluation_transform, open_source, read_split, sample_balanced
 from pathprune.export.exporter import ExportedFile, check_replaceable, export_model
 from pathprune.export.formats import Format

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pathprune.class_names import ClassKey
+from pathprune.data.class_names import ClassKey
 from pathprune.mining.objectives import ObjectiveConfig
 from pathprune.section import Section, as_tuple, as_word
 

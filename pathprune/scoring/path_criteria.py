@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pathprune.class_names import ClassKey, class_indices, class_name
+from pathprune.data.class_names import ClassKey, class_indices, class_name
 from pathprune.mining.class_stats import ClassStats
 from pathprune.models.seam import AdaptedModel
 from pathprune.scoring.criteria import Criterion, ScoringContext, Tokens, register

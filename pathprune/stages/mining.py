@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from pathprune.class_names import class_indices
 from pathprune.data import SKIPPED, LabelledImages, make_loader
+from pathprune.data.class_names import class_indices
 from pathprune.evaluation import MacCounter
+from pathprune.keys import key_of
 from pathprune.mining import (
     ClassStats,
     CleanCosine,
@@ -43,9 +44,9 @@ from pathprune.models.adapt import evaluating, model_device
 from pathprune.models.seam import AdaptedModel
 from pathprune.progress import image_progress
 from pathprune.recipe import Recipe
-from pathprune.runs import RunFolder, key_of
+from pathprune.runs import RunFolder
 from pathprune.scoring.criteria import Tokens, parse_criterion
-from pathprune.splits import Splits
+from pathprune.stages.images import Splits
 
 log = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pathprune.keys import key_of
 from pathprune.pruning import Budget, Compensation, parse_compensation
 from pathprune.recipe import Recipe
-from pathprune.runs import key_of
 from pathprune.scoring import Criterion, parse_criterion
 
 

@@ -14,19 +14,20 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from pathprune.backends import BACKENDS, BackendError, make_run, missing_packages
+from pathprune.bench.backends import BACKENDS, BackendError, make_run, missing_packages
 from pathprune.evaluation import count_macs, count_params
 from pathprune.evaluation.latency import LatencyResult, device_name, speedup, time_in_turns
 from pathprune.evaluation.memory import peak_memory
-from pathprune.experiment import Experiment
+from pathprune.keys import key_of
 from pathprune.models.adapt import adapt
 from pathprune.models.checkpoint import load_pruned
 from pathprune.models.pruned_config import is_pruned_folder, read_pruned_config
-from pathprune.planning import Planner
 from pathprune.pruning import apply_plan
 from pathprune.recipe import load_recipe
-from pathprune.runs import RunFolder, key_of
-from pathprune.variants import label, variants
+from pathprune.runs import RunFolder
+from pathprune.stages.experiment import Experiment
+from pathprune.stages.planning import Planner
+from pathprune.stages.variants import label, variants
 
 log = logging.getLogger(__name__)
 

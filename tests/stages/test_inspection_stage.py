@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from tiny import NAMES, tiny_recipe, write_data, write_model
 
-from pathprune import inspecting
 from pathprune.cli import main
-from pathprune.inspecting import inspect_recipe, thumbnail
 from pathprune.mining import PathSet
 from pathprune.recipe import Recipe
 from pathprune.report.inspection import Findings, effect_table, inspection_words
 from pathprune.report.page import Cell
+from pathprune.stages import inspection
+from pathprune.stages.inspection import inspect_recipe, thumbnail
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ def test_the_findings_are_those_of_the_mined_paths(folder: Path, monkeypatch: py
     measured = found.measured
     assert {name.split(".")[0] for name in measured} == {"jas", "activation", "influence-pattern", "random"}
     assert (measured["jas.jas"] >= measured["random.jas"]).double().mean() > 0.5
-    monkeypatch.setattr(inspecting, "effects_of_scaling", refuse)
-    monkeypatch.setattr(inspecting, "most_exciting", refuse)
+    monkeypatch.setattr(inspection, "effects_of_scaling", refuse)
+    monkeypatch.setattr(inspection, "most_exciting", refuse)
     again = inspect_recipe(inspected_recipe(folder)).findings
     for name, values in measured.items():
         assert torch.equal(again.measured[name], values)

@@ -10,11 +10,11 @@ from accelerate import Accelerator
 from torch import nn
 
 from pathprune.evaluation import evaluate_model
-from pathprune.experiment import Experiment, weights_key
+from pathprune.keys import key_of
 from pathprune.mining import ZeroShot
 from pathprune.models.loading import load_model
 from pathprune.recovery import TrainConfig, train
-from pathprune.runs import key_of
+from pathprune.stages.experiment import Experiment, weights_key
 
 
 def training_key(experiment: Experiment, config: TrainConfig, *, start: str) -> str:

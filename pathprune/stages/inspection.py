@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pathprune.data import LabelledImages, make_loader, sample_balanced
-from pathprune.experiment import Experiment
 from pathprune.files import write_text
 from pathprune.inspection import (
     class_order,
@@ -26,6 +25,7 @@ from pathprune.inspection import (
     random_paths,
     shared_neurons,
 )
+from pathprune.keys import key_of
 from pathprune.mining import METHODS, ClassStats, path_scores
 from pathprune.models.adapt import model_device
 from pathprune.progress import TrackedBatches
@@ -33,8 +33,8 @@ from pathprune.recipe import Recipe
 from pathprune.report.inspection import Findings, NeuronView, inspection_page
 from pathprune.report.page import Picture
 from pathprune.report.render import render, save_figures
-from pathprune.runs import key_of
 from pathprune.scoring.criteria import Tokens
+from pathprune.stages.experiment import Experiment
 
 FACTORS = {"removed": 0.0, "enhanced": 2.0}
 _THUMBNAIL = 64  # pixels of the longer side

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from pathprune.evaluation import LatencyResult, measure_latency
-from pathprune.experiment import Experiment
-from pathprune.runs import key_of
+from pathprune.keys import key_of
+from pathprune.stages.experiment import Experiment
 
 
 def timed(experiment: Experiment, models: Mapping[str, nn.Module]) -> dict[str, LatencyResult]:

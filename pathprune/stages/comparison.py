@@ -19,13 +19,13 @@ from pathprune.evaluation import (
     speedup,
     top1_ci,
 )
-from pathprune.experiment import Experiment
+from pathprune.keys import key_of
 from pathprune.models.pruned_config import WEIGHTS_FILE
-from pathprune.planning import Planned
 from pathprune.pruning import PrunePlan, prune
-from pathprune.runs import key_of
-from pathprune.timings import timed, timing_key
-from pathprune.variants import Variant, label
+from pathprune.stages.experiment import Experiment
+from pathprune.stages.latency import timed, timing_key
+from pathprune.stages.planning import Planned
+from pathprune.stages.variants import Variant, label
 
 ROW_FORMAT = 3  # raised when rows say something else, so that those of older versions are made again
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from tiny import rows, tiny_recipe, write_data, write_model
 
-from pathprune import timings
 from pathprune.data import DataError
 from pathprune.evaluation import LatencyResult
 from pathprune.models.adapt import adapt
 from pathprune.pipeline import Experiment, plan_recipe, prune_recipe, run_recipe
-from pathprune.planning import Planned, Planner
 from pathprune.pruning import BudgetError, LeastSquares, MeanShift
 from pathprune.recipe import RecipeError
-from pathprune.variants import variants
+from pathprune.stages import latency as timings
+from pathprune.stages.planning import Planned, Planner
+from pathprune.stages.variants import variants
 
 STEP = {"neurons": 2 / 96, "params": 50 / 4155, "macs": 240 / 21_000}  # one neuron of each of two blocks; roughly
 
@@ -132,7 +132,7 @@ def test_a_max_drop_gives_the_smallest_model_within_it_and_a_second_run_evaluate
         assert row["budget_reached"] <= 20.0
         tried = list((result.folder / "evaluations" / "validation" / row["variant_id"]).iterdir())
         assert 2 <= len(tried) <= 9
-    monkeypatch.setattr("pathprune.experiment.evaluate_model", refuse)
+    monkeypatch.setattr("pathprune.stages.experiment.evaluate_model", refuse)
     assert run_recipe(recipe).metrics == result.metrics
     assert "variance with mean at a drop of 20 at most" in plan_recipe(recipe)
 

@@ -13,7 +13,6 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pathprune.class_names import class_indices, class_name
 from pathprune.data import (
     DataError,
     LabelledImages,
@@ -26,6 +25,7 @@ from pathprune.data import (
     refuse_overlap,
     sample_balanced,
 )
+from pathprune.data.class_names import class_indices, class_name
 from pathprune.progress import TrackedBatches
 from pathprune.recipe import Recipe
 

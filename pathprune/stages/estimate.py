@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 
-from pathprune.mined import PRECISIONS, tokens_to_mine
 from pathprune.mining import locate_paths, nodes_for
 from pathprune.models.adapt import adapt
 from pathprune.models.loading import load_model
 from pathprune.recipe import Recipe
 from pathprune.scoring.criteria import Tokens
+from pathprune.stages.mining import PRECISIONS, tokens_to_mine
 
 WORKLOADS = {  # images; ImageNet-21k as released in 2011, with 21,841 classes
     "ImageNet-1k, 50 images per class": 50_000,

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pathprune.evaluation import Evaluation
-from pathprune.experiment import Experiment
 from pathprune.files import write_text, written_whole
 from pathprune.mining import ClassStats, PathSet
 from pathprune.pruning import PrunePlan
@@ -17,8 +16,9 @@ from pathprune.report.run_page import run_page
 from pathprune.report.tidy import save_tables, tidy_tables
 from pathprune.runs import RunFolder
 from pathprune.scoring import Criterion, parse_criterion
-from pathprune.splits import Use
-from pathprune.variants import label
+from pathprune.stages.experiment import Experiment
+from pathprune.stages.images import Use
+from pathprune.stages.variants import label
 
 
 def report(

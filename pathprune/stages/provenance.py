@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pathprune import __version__
+from pathprune._version import __version__
+from pathprune.keys import key_of
 from pathprune.models.loading import LoadedModel
 from pathprune.models.pruned_config import is_pruned_folder, read_pruned_config
 from pathprune.pruning import PrunePlan
 from pathprune.recipe import Recipe
-from pathprune.runs import key_of
-from pathprune.variants import Variant
+from pathprune.stages.variants import Variant
 
 _MEASURED = (
     *("num_images", "top1", "top1_ci", "top5", "nll", "retention", "retention_ci", "agreement"),

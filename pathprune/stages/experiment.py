@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pathprune.evaluation import Evaluation, MacCounter, evaluate_model
-from pathprune.mined import Mining
+from pathprune.keys import key_of
 from pathprune.mining import ClassStats, ZeroShot, ZeroShotClassifier, objective_for
 from pathprune.models.adapt import adapt
 from pathprune.models.checkpoint import load_pruned, save_pruned
@@ -37,11 +37,12 @@ from pathprune.progress import image_progress
 from pathprune.pruning import PrunePlan, prune
 from pathprune.pruning.compensation import parse_compensation
 from pathprune.recipe import Recipe
-from pathprune.runs import RunFolder, key_of, read_json
+from pathprune.runs import RunFolder, read_json
 from pathprune.scoring import ActivationStatistics, Criterion, Scores, ScoringContext, collect_statistics, score
 from pathprune.scoring.criteria import Tokens, parse_criterion
-from pathprune.splits import Splits
-from pathprune.variants import Variant, label
+from pathprune.stages.images import Splits
+from pathprune.stages.mining import Mining
+from pathprune.stages.variants import Variant, label
 
 ARTIFACT_VERSION = 1  # raised when artifacts are computed otherwise, so that those of older versions are not reused
 

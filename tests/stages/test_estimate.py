@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from tiny import tiny_recipe, write_model
 
-from pathprune import estimate
 from pathprune.cli import main
-from pathprune.estimate import Estimate, estimate_recipe
+from pathprune.stages import estimate
+from pathprune.stages.estimate import Estimate, estimate_recipe
 
 
 def test_times_add_up_over_tokens_and_are_shared_by_devices() -> None:

@@ -14,12 +14,12 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from tiny import DATA_CONFIG, NAMES, rows, tiny_recipe, write_data, write_model
 
-from pathprune import mined
 from pathprune.data import DataError, LabelledImages, evaluation_transform, open_source, read_split
 from pathprune.mining import ClassStats, PathSet
 from pathprune.models.checkpoint import load_pruned, save_pruned
 from pathprune.pipeline import MineResult, mine_recipe, prune_recipe, run_recipe
 from pathprune.recipe import Recipe, RecipeError
+from pathprune.stages import mining as mined
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import timm
 import torch
 from torch import nn
 
-from pathprune import backends
-from pathprune.backends import BackendError, make_run
+from pathprune.bench import backends
+from pathprune.bench.backends import BackendError, make_run
 
 IMAGES = torch.randn(2, 3, 8, 8)
 

@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 from tiny import tiny_recipe, write_data, write_model
 
-from pathprune import bench as bench_module
-from pathprune.backends import BackendError
-from pathprune.bench import BenchConfig, bench, bench_groups
+from pathprune.bench import measure as bench_module
+from pathprune.bench.backends import BackendError
+from pathprune.bench.measure import BenchConfig, bench, bench_groups
 from pathprune.cli import main
 from pathprune.pipeline import prune_recipe
 from pathprune.report.bench import bench_page, bench_table, bench_words

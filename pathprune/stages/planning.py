@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pathprune.evaluation import neuron_cost, speedup
-from pathprune.experiment import Experiment
+from pathprune.keys import key_of
 from pathprune.pruning import (
     BudgetError,
     Cost,
@@ -22,9 +22,9 @@ from pathprune.pruning import (
 )
 from pathprune.pruning.allocation import Curve
 from pathprune.pruning.budget import UNITS, Measured, measured_rung, narrowest_rung, nearest_rung
-from pathprune.runs import key_of
-from pathprune.timings import timed, timing_key
-from pathprune.variants import Variant, label
+from pathprune.stages.experiment import Experiment
+from pathprune.stages.latency import timed, timing_key
+from pathprune.stages.variants import Variant, label
 
 _DAMAGE_SHARES = (0.75, 0.5, 0.35, 0.2, 0.1, 0.05, 0.0)  # kept of each block where damage is measured; 0: the least
 _DAMAGE_IMAGES = 256

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from pathprune.experiment import Experiment
+from pathprune.keys import key_of
 from pathprune.models.checkpoint import load_pruned
 from pathprune.models.pruned_config import read_pruned_config
-from pathprune.provenance import made_by
 from pathprune.pruning import PrunePlan
 from pathprune.pruning.rounds import composed, keep_all, keep_best, widths_after
 from pathprune.recipe import Recipe
 from pathprune.recovery import RecoverConfig
-from pathprune.runs import key_of
-from pathprune.training import forget_state, train_model, training_key
-from pathprune.variants import Variant
+from pathprune.stages.experiment import Experiment
+from pathprune.stages.provenance import made_by
+from pathprune.stages.training import forget_state, train_model, training_key
+from pathprune.stages.variants import Variant
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Latency and memory of dense and pruned models, side by side."""

@@ -1,0 +1,13 @@
+"""Keys of results: short hashes of the inputs that a result was computed from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+
+def key_of(**inputs: Any) -> str:
+    """Return a short hash of plain data; equal inputs give equal keys on every machine."""
+    content = json.dumps(inputs, sort_keys=True, default=str)
+    return hashlib.blake2b(content.encode(), digest_size=12).hexdigest()

@@ -1,0 +1,1 @@
+"""Stages of a recipe: each opens files, knows the accelerator, and calls the pure packages."""
