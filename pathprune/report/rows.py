@@ -73,7 +73,7 @@ class VariantRow(Timing):
     per_class: list[float | None]
     agreement: float | None
     num_params: int
-    macs: float
+    macs: int
     forward_passes: ForwardPasses | None
     kept_widths: list[int]
     recovery: RecoveryRecord | None
