@@ -15,7 +15,7 @@ from pathprune.scoring import score
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "recipes").glob("*.md"))]
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(language: str, page: Path) -> list[str]:
@@ -29,7 +29,7 @@ def test_ci_runs_the_readmes_test_command() -> None:
 
 def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (example,), (loader,) = blocks("python", README), blocks("python", ROOT / "recipes" / "deploying.md")
+    (example,), (loader,) = blocks("python", README), blocks("python", ROOT / "docs" / "deploying.md")
     example_names: dict[str, Any] = {}
     exec(compile(example, "README.md", "exec"), example_names)
     assert (tmp_path / "pruned" / "model.safetensors").exists()
@@ -49,7 +49,7 @@ def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_criterion_that_the_guide_writes_scores_every_neuron() -> None:
-    (code,) = blocks("python", ROOT / "recipes" / "comparing.md")
+    (code,) = blocks("python", ROOT / "docs" / "comparing.md")
     names: dict[str, Any] = {}
     exec(compile(code, "comparing.md", "exec"), names)
     adapted = pathprune.adapt(pathprune.load_model("demo").model)

@@ -39,12 +39,12 @@ model = transformers.{name}.from_pretrained("path/to/this/folder")
 _NOT_ALONE = {
     "timm": """\
 timm has one `mlp_ratio` for all MLPs and cannot build this model by itself; a loader of a few lines that needs torch,
-timm and safetensors alone is in pathprune's guide to deploying, recipes/deploying.md.
+timm and safetensors alone is in pathprune's guide to deploying, docs/deploying.md.
 """,
     "transformers": """\
 Transformers has one width for all MLPs, in DINOv2's config a whole multiple of the hidden size, and cannot build this
 model by itself; a loader of a few lines that needs torch, Transformers and safetensors alone is in pathprune's guide to
-deploying, recipes/deploying.md.
+deploying, docs/deploying.md.
 """,
 }
 

@@ -30,7 +30,7 @@ FUSED = {
     "vit-parallel-scaling-average",
 }  # one layer for attention and MLP, which knows its sizes
 
-GUIDE = Path(__file__).parents[2] / "recipes" / "deploying.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "deploying.md"
 
 
 @pytest.fixture(scope="module")
