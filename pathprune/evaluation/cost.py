@@ -51,7 +51,7 @@ def neuron_cost(
     per_neuron = {}
     for site in adapted.sites:
         # a layer may have other rows beside the neurons'
-        into = sum(macs[names[rows.layer]] / rows.layer.out_features for rows in site.rows)
+        into = sum(macs[names[up.layer]] / up.layer.out_features for up in site.ups)
         per_neuron[site.name] = into + macs[names[site.down]] / site.width
     return Cost(float(macs["Global"]), per_neuron)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pathprune.mining.objectives import Objective
 from pathprune.models.adapt import evaluating
+from pathprune.models.hooks import attach_hooks
 from pathprune.models.seam import AdaptedModel
 
 
@@ -32,15 +33,11 @@ def scaled_paths(
 
     `rows` are the tokens at which they are; None: all. 0 removes the path, 2 enhances it.
     """
-    handles = []
-    try:
-        for layer, site in enumerate(adapted.sites):
-            columns_Bk = paths_BLk[:, layer].to(site.down.weight.device)
-            handles.append(site.down.register_forward_pre_hook(_scaling(columns_Bk, factor, rows)))
+    with attach_hooks(
+        site.down.register_forward_pre_hook(_scaling(paths_BLk[:, layer].to(site.down.weight.device), factor, rows))
+        for layer, site in enumerate(adapted.sites)
+    ):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pathprune.models.adapt import evaluating, model_device
+from pathprune.models.hooks import attach_hooks
 from pathprune.models.seam import AdaptedModel
 
 
@@ -61,17 +62,13 @@ def most_exciting(
 
         return note
 
-    handles = [
+    hooks = (
         site.down.register_forward_pre_hook(watch(layer, columns[layer])) for layer, site in enumerate(adapted.sites)
-    ]
-    try:
-        with evaluating(adapted.model):
-            for images, _ in batches:
-                adapted.model(images.to(device))
-                start += len(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    )
+    with evaluating(adapted.model), attach_hooks(hooks):
+        for images, _ in batches:
+            adapted.model(images.to(device))
+            start += len(images)
     return best
 
 

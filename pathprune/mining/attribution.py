@@ -139,7 +139,7 @@ class JointAttribution:
             return self.value(self._clamped(block, v, state[0]))
         h = self.adapted.close_block(block + 1, *self._open_next(block, v, *state))
         for later in range(block + 2, last + 1):
-            h = self.adapted.close_block(later, *self.adapted.open_block(later, h, self._rows_read_from(later)))
+            h = self.adapted.run_block(later, h, self._rows_read_from(later))
         return self.value(h)
 
     def _open_next(self, block: int, v: Tensor, m: Tensor, *passed: Tensor) -> tuple[Tensor, Tensor]:

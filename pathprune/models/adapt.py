@@ -16,7 +16,7 @@ SUPPORTED = (
     "SwinTransformer, SwinTransformerV2 and Hiera; Transformers ViT, DeiT, DINOv2, DINOv3, CLIP and SigLIP"
 )
 
-_FAMILIES: tuple[Callable[[nn.Module], AdaptedModel | str], ...] = (
+_FAMILIES: tuple[Callable[[nn.Module], AdaptedModel], ...] = (
     timm_vit.match,
     timm_hierarchical.match,
     transformers_vit.match,
@@ -48,12 +48,14 @@ def adapt(model: nn.Module, *, check: bool = True) -> AdaptedModel:
     _refuse_open_clip(model)
     reasons = []
     for match in _FAMILIES:
-        found = match(model)
-        if not isinstance(found, str):
-            if check:
-                _check_steps(found)
-            return found
-        reasons.append(found)
+        try:
+            adapted = match(model)
+        except UnsupportedModelError as error:
+            reasons.append(str(error))
+            continue
+        if check:
+            _check_steps(adapted)
+        return adapted
     raise UnsupportedModelError(f"{type(model).__name__} is not supported: {'; '.join(reasons)}. {SUPPORTED}")
 
 
@@ -71,10 +73,7 @@ def _check_steps(adapted: AdaptedModel) -> None:
             raise UnsupportedModelError(
                 f"{kind} gives {shape} for one image, not logits or an embedding [1, K]; give its head a pooling"
             )
-        h = adapted.stem(image)
-        for index in range(len(adapted.sites)):
-            h = adapted.close_block(index, *adapted.open_block(index, h))
-        in_steps = adapted.head(h)
+        in_steps = adapted.head(adapted.run_from(0, adapted.stem(image)))
     # rounding differs where a fused operation is taken apart; a missing part is another matter
     tolerance = 100 * torch.finfo(whole.dtype).eps * max(1.0, float(whole.abs().nan_to_num().max()))
     if not torch.allclose(in_steps, whole, rtol=0, atol=tolerance, equal_nan=True):

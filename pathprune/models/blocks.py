@@ -1,10 +1,13 @@
-"""Transformer blocks in two halves, around the hidden layer of their MLP: found by the names of their parts."""
+"""Transformer blocks split at the hidden layer of their MLP, recognised by the names of their parts."""
+
+# B images, T tokens, H W grid of tokens, D hidden dimension
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from timm.layers.attention import Attention
@@ -12,31 +15,15 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from pathprune.models.mlp import Mlp, find_mlp
-from pathprune.models.seam import NeuronSite, Rows
-
-Context = Mapping[str, Any]
-"""What the attention takes beside the states, such as rotary positions."""
-
-
-class Block(Protocol):
-    """A block, or one MLP of several that a block has side by side; see `AdaptedModel` for the halves."""
-
-    def read(self, h: Tensor, rows: Tensor | None) -> Tensor: ...
-
-    def open(self, h: Tensor, read: Tensor, rows: Tensor | None, context: Context) -> tuple[Tensor, Tensor]: ...
-
-    def close(self, m: Tensor, u: Tensor) -> Tensor: ...
-
-    def residual_scale(self) -> Tensor | None: ...
-
-    def site(self, index: int) -> NeuronSite: ...
+from pathprune.models.seam import AttentionArgs, Block, NeuronSite, UnsupportedModelError, UpProjection
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """Names of the parts of a block: `x + after(attn(norm(x)))` and then the same with the MLP.
+class BlockParts:
+    """Names of the parts of a block: `x + after(attn(before(x)))`, then the same with the MLP.
 
-    Parts before and after may be modules, parameters to multiply with, or None. A norm after makes it post-norm.
+    A part before or after may be a module, a parameter to multiply by, or None. A norm after the MLP makes the block
+    post-norm.
     """
 
     before_attn: str | None
@@ -47,135 +34,141 @@ class _Layout:
     after_mlp: tuple[str, ...]
 
     @property
-    def parts(self) -> set[str]:
+    def names(self) -> set[str]:
         singles = (self.before_attn, self.attn, self.before_mlp, self.mlp)
         return {name for name in (*singles, *self.after_attn, *self.after_mlp) if name}
 
 
-_LAYOUTS = (
+_KNOWN_PARTS = (
     # timm VisionTransformer
-    _Layout("norm1", "attn", ("ls1", "drop_path1"), "norm2", "mlp", ("ls2", "drop_path2")),
+    BlockParts("norm1", "attn", ("ls1", "drop_path1"), "norm2", "mlp", ("ls2", "drop_path2")),
     # timm BEiT, EVA
-    _Layout("norm1", "attn", ("gamma_1", "drop_path1"), "norm2", "mlp", ("gamma_2", "drop_path2")),
+    BlockParts("norm1", "attn", ("gamma_1", "drop_path1"), "norm2", "mlp", ("gamma_2", "drop_path2")),
     # timm ResPostBlock, EvaBlockPostNorm
-    _Layout(None, "attn", ("norm1", "drop_path1"), None, "mlp", ("norm2", "drop_path2")),
+    BlockParts(None, "attn", ("norm1", "drop_path1"), None, "mlp", ("norm2", "drop_path2")),
     # Transformers DINOv2, DINOv3
-    _Layout("norm1", "attention", ("layer_scale1", "drop_path"), "norm2", "mlp", ("layer_scale2", "drop_path")),
+    BlockParts("norm1", "attention", ("layer_scale1", "drop_path"), "norm2", "mlp", ("layer_scale2", "drop_path")),
     # Transformers ViT, DeiT
-    _Layout("layernorm_before", "attention", ("dropout",), "layernorm_after", "mlp", ("dropout",)),
+    BlockParts("layernorm_before", "attention", ("dropout",), "layernorm_after", "mlp", ("dropout",)),
     # Transformers CLIP, SigLIP
-    _Layout("layer_norm1", "self_attn", (), "layer_norm2", "mlp", ()),
+    BlockParts("layer_norm1", "self_attn", (), "layer_norm2", "mlp", ()),
 )
-SWIN = _Layout("norm1", "_attn", ("drop_path1",), "norm2", "mlp", ("drop_path2",))
-SWIN_V2 = _Layout(None, "_attn", ("norm1", "drop_path1"), None, "mlp", ("norm2", "drop_path2"))
+SWIN = BlockParts("norm1", "_attn", ("drop_path1",), "norm2", "mlp", ("drop_path2",))
+SWIN_V2 = BlockParts(None, "_attn", ("norm1", "drop_path1"), None, "mlp", ("norm2", "drop_path2"))
 
 
 @dataclass(frozen=True)
 class SequentialBlock:
-    """Attention, then the MLP, each added to the stream."""
+    """Attention, then the MLP, each added to the residual stream."""
 
     module: Any
-    layout: _Layout
+    parts: BlockParts
     mlp: Mlp
     name: str
-    grid: tuple[int, int] | None = None  # of the tokens, for an attention that wants them as [B, H, W, D]
+    grid: tuple[int, int] | None = None  # grid of the tokens, if the attention takes `[B, H, W, D]`
 
-    def read(self, h: Tensor, rows: Tensor | None) -> Tensor:
+    def read(self, h: Tensor, tokens: Tensor | None) -> Tensor:
         x = self._before_attn(h)
         if not _is_plain(self._attn):
             return x
-        qkv: Tensor = self._attn.qkv(x) if rows is None else _projected(self._attn, x, slice(1, 3))
+        qkv: Tensor = self._attn.qkv(x) if tokens is None else _project(self._attn, x, slice(1, 3))
         return qkv
 
-    def open(self, h: Tensor, read: Tensor, rows: Tensor | None, context: Context) -> tuple[Tensor, Tensor]:
-        h = h if rows is None else h[:, rows]
+    def open(
+        self, h: Tensor, read: Tensor, tokens: Tensor | None, attention_args: AttentionArgs
+    ) -> tuple[Tensor, Tensor]:
+        h = h if tokens is None else h[:, tokens]
         if not _is_plain(self._attn):
-            attended = self._attended(read, rows, context)
-        elif rows is None:
-            attended = _attended(self._attn, *read.chunk(3, dim=2))
+            attended = self._attend(read, tokens, attention_args)
+        elif tokens is None:
+            attended = _attend(self._attn, *read.chunk(3, dim=2))
         else:
-            q = _projected(self._attn, self._before_attn(h), slice(0, 1))
-            attended = _attended(self._attn, q, *read.chunk(2, dim=2))
-        m = h + _applied(self.module, self.layout.after_attn, attended)
+            q = _project(self._attn, self._before_attn(h), slice(0, 1))
+            attended = _attend(self._attn, q, *read.chunk(2, dim=2))
+        m = h + _apply(self.module, self.parts.after_attn, attended)
         return m, self.hidden(m)
 
     def hidden(self, m: Tensor) -> Tensor:
-        """The MLP's hidden rows, given the stream that it is added to."""
-        return self.mlp.hidden(_applied(self.module, (self.layout.before_mlp,), m))
+        """Compute the MLP's hidden activations from the state `m` before the MLP."""
+        return self.mlp.hidden(_apply(self.module, (self.parts.before_mlp,), m))
 
     def close(self, m: Tensor, u: Tensor) -> Tensor:
-        return m + _applied(self.module, self.layout.after_mlp, self.mlp.project(u))
+        return m + _apply(self.module, self.parts.after_mlp, self.mlp.project(u))
 
     def residual_scale(self) -> Tensor | None:
-        return _scale(self.mlp.down, (getattr(self.module, name) for name in self.layout.after_mlp))
+        return _multiply_scales(self.mlp.down, (getattr(self.module, name) for name in self.parts.after_mlp))
 
-    def site(self, index: int) -> NeuronSite:
-        return self.mlp.site(f"{self.name}.{self.layout.mlp}", index)
+    def build_site(self, index: int) -> NeuronSite:
+        return self.mlp.build_site(f"{self.name}.{self.parts.mlp}", index)
 
     @property
     def _attn(self) -> Any:
-        return getattr(self.module, self.layout.attn)
+        return getattr(self.module, self.parts.attn)
 
     def _before_attn(self, h: Tensor) -> Tensor:
-        return _applied(self.module, (self.layout.before_attn,), h)
+        return _apply(self.module, (self.parts.before_attn,), h)
 
-    def _attended(self, x: Tensor, rows: Tensor | None, context: Context) -> Tensor:
-        attended = self._attn(x if self.grid is None else as_grid(x, self.grid), **context)
-        attended = attended[0] if isinstance(attended, tuple) else attended  # Transformers gives the weights too
+    def _attend(self, x: Tensor, tokens: Tensor | None, attention_args: AttentionArgs) -> Tensor:
+        attended = self._attn(x if self.grid is None else as_grid(x, self.grid), **attention_args)
+        attended = attended[0] if isinstance(attended, tuple) else attended  # Transformers also returns the weights
         attended = attended if self.grid is None else attended.flatten(1, 2)
-        read: Tensor = attended if rows is None else attended[:, rows]
-        return read
+        selected: Tensor = attended if tokens is None else attended[:, tokens]
+        return selected
 
 
 @dataclass(frozen=True)
 class ParallelMlp:
-    """One of the MLPs of timm's `ParallelThingsBlock`: parallel attentions, and then parallel MLPs.
+    """One MLP of timm's `ParallelThingsBlock`, which runs parallel attentions and then parallel MLPs.
 
-    Between two MLPs of a block the state is the stream with what the MLPs so far have added, and, beside it in the last
-    dimension, the stream that all of them read: `[B, T, 2 D]`.
+    All MLPs of the block read the same residual stream. Between two of them the state therefore holds two streams,
+    concatenated to `[B, T, 2 D]`: the one with the outputs added so far, and the one that the MLPs read.
     """
 
     module: Any
     mlp: Mlp
     name: str
     place: int
-    last: bool
+    is_last: bool
 
-    def read(self, h: Tensor, rows: Tensor | None) -> Tensor:
+    def read(self, h: Tensor, tokens: Tensor | None) -> Tensor:
         return h
 
-    def open(self, h: Tensor, read: Tensor, rows: Tensor | None, context: Context) -> tuple[Tensor, Tensor]:
+    def open(
+        self, h: Tensor, read: Tensor, tokens: Tensor | None, attention_args: AttentionArgs
+    ) -> tuple[Tensor, Tensor]:
         if self.place == 0:
-            stream = h + torch.stack([attn(read, **context) for attn in self.module.attns]).sum(0)
+            stream = h + torch.stack([attn(read, **attention_args) for attn in self.module.attns]).sum(0)
             h = torch.cat([stream, stream], dim=-1)
-        m = h if rows is None else h[:, rows]
+        m = h if tokens is None else h[:, tokens]
         return m, self.mlp.hidden(self.module.ffns[self.place].norm(m.chunk(2, dim=-1)[1]))
 
     def close(self, m: Tensor, u: Tensor) -> Tensor:
-        stream, read = m.chunk(2, dim=-1)
+        stream, mlp_input = m.chunk(2, dim=-1)
         ffn = self.module.ffns[self.place]
         stream = stream + ffn.drop_path(ffn.ls(self.mlp.project(u)))
-        return stream if self.last else torch.cat([stream, read], dim=-1)
+        return stream if self.is_last else torch.cat([stream, mlp_input], dim=-1)
 
     def residual_scale(self) -> Tensor | None:
-        return None  # what it adds to is not what it reads
+        return None  # the MLP reads another stream than the one it adds to
 
-    def site(self, index: int) -> NeuronSite:
-        return self.mlp.site(f"{self.name}.ffns.{self.place}.mlp", index)
+    def build_site(self, index: int) -> NeuronSite:
+        return self.mlp.build_site(f"{self.name}.ffns.{self.place}.mlp", index)
 
 
 @dataclass(frozen=True)
 class FusedBlock:
-    """timm's `ParallelScalingBlock`: attention and MLP side by side, with one layer for all their projections."""
+    """timm's `ParallelScalingBlock`: attention and MLP in parallel, with one layer for all their input projections."""
 
     module: Any
     name: str
 
-    def read(self, h: Tensor, rows: Tensor | None) -> Tensor:
+    def read(self, h: Tensor, tokens: Tensor | None) -> Tensor:
         projected: Tensor = self.module.in_proj(self.module.in_norm(h))
         return projected
 
-    def open(self, h: Tensor, read: Tensor, rows: Tensor | None, context: Context) -> tuple[Tensor, Tensor]:
+    def open(
+        self, h: Tensor, read: Tensor, tokens: Tensor | None, attention_args: AttentionArgs
+    ) -> tuple[Tensor, Tensor]:
         block = self.module
         num_images, num_tokens, _ = h.shape
         hidden, *qkv = torch.split(read, block.in_split, dim=-1)
@@ -185,64 +178,70 @@ class FusedBlock:
         mixed = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         m = h + block.drop_path(block.ls(block.attn_out_proj(mixed)))
         u = block.mlp_drop(block.mlp_act(hidden))
-        return (m, u) if rows is None else (m[:, rows], u[:, rows])
+        return (m, u) if tokens is None else (m[:, tokens], u[:, tokens])
 
     def close(self, m: Tensor, u: Tensor) -> Tensor:
         h: Tensor = m + self.module.drop_path(self.module.ls(self.module.mlp_out_proj(u)))
         return h
 
     def residual_scale(self) -> Tensor | None:
-        return _scale(self.module.mlp_out_proj, (self.module.ls,))
+        return _multiply_scales(self.module.mlp_out_proj, (self.module.ls,))
 
-    def site(self, index: int) -> NeuronSite:
+    def build_site(self, index: int) -> NeuronSite:
         block = self.module
-        rows = (Rows(block.in_proj, fused=block),)
-        return NeuronSite(f"{self.name}.mlp_out_proj", index, block.mlp_out_proj, rows, block.mlp_act)
+        ups = (UpProjection(block.in_proj, fused=block),)
+        return NeuronSite(f"{self.name}.mlp_out_proj", index, block.mlp_out_proj, ups, block.mlp_act)
 
 
-def find_all(named_blocks: Iterable[tuple[str, Any]]) -> tuple[Block, ...] | str:
-    """View every block, given by name; or say which is unlike the known ones, and how."""
+def find_all(named_blocks: Iterable[tuple[str, Any]]) -> tuple[Block, ...]:
+    """Recognise every block, given with its name in the model.
+
+    Raises `UnsupportedModelError` that names the first block of unknown structure.
+    """
     found: list[Block] = []
     for name, module in named_blocks:
-        blocks = find_blocks(module, name)
-        if isinstance(blocks, str):
-            return f"{name} ({type(module).__name__}) {blocks}"
-        found += blocks
-    return tuple(found) if found else "it has no blocks"
+        found += find_blocks(module, name)
+    if not found:
+        raise UnsupportedModelError("it has no blocks")
+    return tuple(found)
 
 
-def find_blocks(module: Any, name: str) -> tuple[Block, ...] | str:
-    """View a block as one `Block` for each of its MLPs; otherwise say in a few words what differs."""
-    if hasattr(module, "attns") and hasattr(module, "ffns"):
-        mlps = [find_mlp(getattr(ffn, "mlp", ffn)) for ffn in module.ffns]
-        found = [mlp for mlp in mlps if isinstance(mlp, Mlp)]
-        if len(found) < len(mlps):
-            return f"has a {next(mlp for mlp in mlps if isinstance(mlp, str))}"
-        return tuple(ParallelMlp(module, mlp, name, i, last=i == len(found) - 1) for i, mlp in enumerate(found))
-    if hasattr(module, "in_proj") and hasattr(module, "in_split"):
-        if getattr(module, "mlp_out_proj", None) is None:
-            return "has one output projection for attention and MLP together"
-        return (FusedBlock(module, name),)
-    for layout in _LAYOUTS:
-        if all(hasattr(module, part) for part in layout.parts):
-            return find_sequential(module, name, layout)
-    return "is put together like none of the known blocks"
+def find_blocks(module: Any, name: str) -> tuple[Block, ...]:
+    """Recognise a block and return one `Block` for each of its MLPs."""
+    with _name_in_errors(name, module):
+        if hasattr(module, "attns") and hasattr(module, "ffns"):
+            mlps = [find_mlp(getattr(ffn, "mlp", ffn)) for ffn in module.ffns]
+            return tuple(ParallelMlp(module, mlp, name, i, is_last=i == len(mlps) - 1) for i, mlp in enumerate(mlps))
+        if hasattr(module, "in_proj") and hasattr(module, "in_split"):
+            if getattr(module, "mlp_out_proj", None) is None:
+                raise UnsupportedModelError("has one output projection for attention and MLP together")
+            return (FusedBlock(module, name),)
+        for parts in _KNOWN_PARTS:
+            if all(hasattr(module, part) for part in parts.names):
+                return (SequentialBlock(module, parts, find_mlp(getattr(module, parts.mlp)), name),)
+        raise UnsupportedModelError("matches none of the known blocks")
 
 
-def find_sequential(
-    module: Any, name: str, layout: _Layout, *, grid: tuple[int, int] | None = None
-) -> tuple[SequentialBlock] | str:
-    """View a block of a known layout; otherwise say in a few words what differs."""
-    mlp = find_mlp(getattr(module, layout.mlp))
-    return f"has a {mlp}" if isinstance(mlp, str) else (SequentialBlock(module, layout, mlp, name, grid),)
+def find_sequential(module: Any, name: str, parts: BlockParts, *, grid: tuple[int, int]) -> SequentialBlock:
+    """Recognise a block that has the given parts and attends on a grid of tokens."""
+    with _name_in_errors(name, module):
+        return SequentialBlock(module, parts, find_mlp(getattr(module, parts.mlp)), name, grid)
+
+
+@contextmanager
+def _name_in_errors(name: str, module: Any) -> Iterator[None]:
+    try:
+        yield
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{name} ({type(module).__name__}) {error}") from error
 
 
 def as_grid(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Tokens in their places: `[B, H W, D]` -> `[B, H, W, D]`."""
+    """Arrange tokens in their grid: `[B, H W, D]` -> `[B, H, W, D]`."""
     return x.reshape(len(x), *grid, x.shape[-1])
 
 
-def _applied(module: Any, names: Iterable[str | None], x: Tensor) -> Tensor:
+def _apply(module: Any, names: Iterable[str | None], x: Tensor) -> Tensor:
     for name in names:
         part = getattr(module, name) if name else None
         if isinstance(part, nn.Parameter):
@@ -252,8 +251,8 @@ def _applied(module: Any, names: Iterable[str | None], x: Tensor) -> Tensor:
     return x
 
 
-def _scale(down: nn.Linear, parts: Iterable[Any]) -> Tensor | None:
-    """What the parts multiply the MLP's output by, `[D]`; None where they do something else to it."""
+def _multiply_scales(down: nn.Linear, parts: Iterable[Any]) -> Tensor | None:
+    """Return the factors `[D]` by which the parts after an MLP scale its output; None if they do more than scale."""
     scale_D = down.weight.detach().new_ones(down.out_features)
     for part in parts:
         gamma = part if isinstance(part, nn.Parameter) else getattr(part, "gamma", getattr(part, "lambda1", None))
@@ -265,20 +264,20 @@ def _scale(down: nn.Linear, parts: Iterable[Any]) -> Tensor | None:
 
 
 def _is_plain(attn: Any) -> bool:
-    """Whether it is timm's plain attention, in eval mode."""
+    """Return True if `attn` is timm's plain attention in eval mode."""
     plain = type(attn) is Attention and type(attn.qkv) is nn.Linear and getattr(attn, "gate", None) is None
     return plain and not attn.training
 
 
-def _projected(attn: Any, x: Tensor, parts: slice) -> Tensor:
-    """Some of the query, key and value projections, in this order, of a plain attention."""
+def _project(attn: Any, x: Tensor, parts: slice) -> Tensor:
+    """Compute consecutive parts of the query, key and value projections of a plain attention."""
     size = attn.qkv.out_features // 3
     rows = slice(parts.start * size, parts.stop * size)
     return linear(x, attn.qkv.weight[rows], None if attn.qkv.bias is None else attn.qkv.bias[rows])
 
 
-def _attended(attn: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """A plain attention in eval mode, given its projections."""
+def _attend(attn: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Run a plain attention in eval mode on its projections."""
     q, k, v = (x.view(*x.shape[:2], attn.num_heads, -1).transpose(1, 2) for x in (q, k, v))
     mixed = scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v, scale=attn.scale)
     attended: Tensor = attn.proj(attn.norm(mixed.transpose(1, 2).flatten(2)))

@@ -16,7 +16,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from pathprune.models.seam import NeuronSite, Rows
+from pathprune.models.seam import NeuronSite, UpProjection
 
 
 class PlainMlp(nn.Module):
@@ -24,7 +24,7 @@ class PlainMlp(nn.Module):
 
     def __init__(self, site: NeuronSite) -> None:
         super().__init__()
-        self.ups = nn.ModuleList(_cut_out(rows, site.width) for rows in site.rows)  # the gate's first, if gated
+        self.ups = nn.ModuleList(_cut_out(up, site.width) for up in site.ups)  # the gate's first, if gated
         self.act = copy.deepcopy(site.act)
         self.norm = copy.deepcopy(site.norm)
         self.down = copy.deepcopy(site.down)
@@ -47,18 +47,18 @@ class PlainMlp(nn.Module):
     def put_back(self, site: NeuronSite) -> None:
         """Give the layers of `site`, in place, the neurons of this copy; gradient flags stay."""
         width, dense = self.down.weight.shape[1], site.width
-        by_layer: dict[nn.Linear, list[tuple[Rows, Any]]] = {}
-        for rows, up in zip(site.rows, self.ups, strict=True):
-            by_layer.setdefault(rows.layer, []).append((rows, up))
+        by_layer: dict[nn.Linear, list[tuple[UpProjection, Any]]] = {}
+        for up, plain in zip(site.ups, self.ups, strict=True):
+            by_layer.setdefault(up.layer, []).append((up, plain))
         for layer, cuts in by_layer.items():
             cuts.sort(key=lambda cut: cut[0].start)
-            _set(layer, weight=_replaced(layer.weight, dense, [(rows.start, up.weight) for rows, up in cuts]))
+            _set(layer, weight=_replaced(layer.weight, dense, [(up.start, plain.weight) for up, plain in cuts]))
             if layer.bias is not None:
-                _set(layer, bias=_replaced(layer.bias, dense, [(rows.start, up.bias) for rows, up in cuts]))
+                _set(layer, bias=_replaced(layer.bias, dense, [(up.start, plain.bias) for up, plain in cuts]))
             layer.out_features = len(layer.weight)
-            for rows, up in cuts:
-                if rows.fused is not None:
-                    _resize_fused(rows.fused, width, None if layer.bias is not None else up.bias)
+            for up, plain in cuts:
+                if up.fused is not None:
+                    _resize_fused(up.fused, width, None if layer.bias is not None else plain.bias)
         if site.norm is not None:
             assert isinstance(self.norm, nn.LayerNorm)
             _set(site.norm, weight=self.norm.weight, bias=self.norm.bias)
@@ -83,7 +83,7 @@ def trace(site: NeuronSite) -> TracedMlp:
     """Trace a copy of the site's MLP; the model is not touched."""
     mlp = PlainMlp(site)
     mlp.requires_grad_(True)  # the trace follows gradients: a frozen layer would be invisible to it
-    row = site.down.weight.new_zeros(1, site.rows[0].layer.in_features)
+    row = site.down.weight.new_zeros(1, site.ups[0].layer.in_features)
     with torch.enable_grad():
         # a tuple, since torch-pruning unpacks a bare tensor into one argument per row first
         graph = tp.DependencyGraph().build_dependency(mlp, (row,), verbose=False)
@@ -104,11 +104,11 @@ def narrow(site: NeuronSite, width: int) -> None:
     mlp.put_back(site)
 
 
-def _cut_out(rows: Rows, width: int) -> nn.Linear:
-    """The rows as a layer of their own, with a copy of the weights."""
-    layer = rows.layer
-    cut = slice(rows.start, rows.start + width)
-    bias = layer.bias[cut] if layer.bias is not None else getattr(rows.fused, "mlp_bias", None)
+def _cut_out(up: UpProjection, width: int) -> nn.Linear:
+    """Return the up-projection as a layer of its own, with a copy of its weights."""
+    layer = up.layer
+    cut = slice(up.start, up.start + width)
+    bias = layer.bias[cut] if layer.bias is not None else getattr(up.fused, "mlp_bias", None)
     # on meta first, so that no random numbers are drawn
     own = nn.Linear(layer.in_features, width, bias=bias is not None, device="meta", dtype=layer.weight.dtype)
     own.weight = nn.Parameter(layer.weight[cut].detach().clone())

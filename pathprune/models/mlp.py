@@ -1,4 +1,6 @@
-"""The MLPs of Vision Transformers, found by the names of their parts: one hidden layer, plain or gated."""
+"""The MLPs of Vision Transformers with one hidden layer, plain or gated, recognised by the names of their parts."""
+
+# D hidden dimension of the model, W neurons
 
 from __future__ import annotations
 
@@ -8,14 +10,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from pathprune.models.seam import NeuronSite, Rows
+from pathprune.models.seam import NeuronSite, UnsupportedModelError, UpProjection
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """Names of an MLP's parts: `down(norm(act(up)))`, or `down(norm(act(gate) * up))`.
+class MlpParts:
+    """Names of the parts of an MLP: `down(norm(act(up)))`, or `down(norm(act(gate) * up))`.
 
-    A gate and a value of the same name are packed: one layer has the rows of both.
+    If `gate` and `up` have the same name, they are packed: one layer holds the output rows of both.
     """
 
     up: str
@@ -23,21 +25,21 @@ class _Layout:
     act: str
     gate: str | None = None
     norm: str | None = None
-    drops: tuple[str, ...] = ()  # after the activation and at the end: in eval mode they do nothing
+    drops: tuple[str, ...] = ()  # dropouts after the activation and at the end; the identity in eval mode
 
     @property
-    def parts(self) -> set[str]:
+    def names(self) -> set[str]:
         return {name for name in (self.up, self.down, self.act, self.gate, self.norm, *self.drops) if name}
 
 
 _DROPS = ("drop1", "drop2")
-_LAYOUTS = (  # a gated MLP has the parts of a plain one too: it comes first
-    _Layout(up="fc1_x", gate="fc1_g", act="act", norm="norm", down="fc2", drops=_DROPS),  # timm SwiGLU
-    _Layout(up="up_proj", gate="gate_proj", act="act_fn", down="down_proj"),  # Transformers DINOv2 and DINOv3, gated
-    _Layout(up="fc1", act="act", norm="norm", down="fc2", drops=_DROPS),  # timm Mlp
-    _Layout(up="fc1", gate="fc1", act="act", norm="norm", down="fc2", drops=_DROPS),  # timm GluMlp, SwiGLUPacked
-    _Layout(up="fc1", act="activation_fn", down="fc2"),  # Transformers ViT, DeiT, DINOv2, CLIP, SigLIP
-    _Layout(up="up_proj", act="act_fn", down="down_proj"),  # Transformers DINOv3
+_KNOWN_PARTS = (  # a separate gate first: a gated MLP also has all parts of a plain one
+    MlpParts(up="fc1_x", gate="fc1_g", act="act", norm="norm", down="fc2", drops=_DROPS),  # timm SwiGLU
+    MlpParts(up="up_proj", gate="gate_proj", act="act_fn", down="down_proj"),  # Transformers DINOv2 and DINOv3, gated
+    MlpParts(up="fc1", act="act", norm="norm", down="fc2", drops=_DROPS),  # timm Mlp
+    MlpParts(up="fc1", gate="fc1", act="act", norm="norm", down="fc2", drops=_DROPS),  # timm GluMlp, SwiGLUPacked
+    MlpParts(up="fc1", act="activation_fn", down="fc2"),  # Transformers ViT, DeiT, DINOv2, CLIP, SigLIP
+    MlpParts(up="up_proj", act="act_fn", down="down_proj"),  # Transformers DINOv3
 )
 
 
@@ -46,82 +48,94 @@ class Mlp:
     """An MLP as a hidden layer and a down-projection: `project(hidden(x))` equals `module(x)`."""
 
     module: Any
-    layout: _Layout
+    parts: MlpParts
 
     @property
-    def gate_last(self) -> bool:
-        """Whether the second half of a packed layer is the gate."""
+    def is_gate_last(self) -> bool:
+        """True if the gate is the second half of a packed layer."""
         return bool(getattr(self.module, "gate_last", False))
 
     @property
     def down(self) -> nn.Linear:
-        layer: nn.Linear = getattr(self.module, self.layout.down)
+        layer: nn.Linear = getattr(self.module, self.parts.down)
         return layer
 
     def hidden(self, x: Tensor) -> Tensor:
-        """What the down-projection reads: `[..., D]` -> `[..., W]`."""
-        module, layout = self.module, self.layout
-        up = getattr(module, layout.up)(x)
-        act = getattr(module, layout.act)
-        if layout.gate is None:
+        """Compute the hidden activations, the input of the down-projection: `[..., D]` -> `[..., W]`."""
+        module, parts = self.module, self.parts
+        up = getattr(module, parts.up)(x)
+        act = getattr(module, parts.act)
+        if parts.gate is None:
             u = act(up)
-        elif layout.gate == layout.up:
+        elif parts.gate == parts.up:
             first, second = up.chunk(2, dim=-1)
-            u = first * act(second) if self.gate_last else act(first) * second
+            u = first * act(second) if self.is_gate_last else act(first) * second
         else:
-            u = act(getattr(module, layout.gate)(x)) * up
-        for name in (*layout.drops[:1], layout.norm):
+            u = act(getattr(module, parts.gate)(x)) * up
+        for name in (*parts.drops[:1], parts.norm):
             u = getattr(module, name)(u) if name else u
         hidden: Tensor = u
         return hidden
 
     def project(self, u: Tensor) -> Tensor:
-        """The MLP's output: `[..., W]` -> `[..., D]`."""
+        """Compute the MLP's output from its hidden activations: `[..., W]` -> `[..., D]`."""
         y: Tensor = self.down(u)
-        for name in self.layout.drops[1:]:
+        for name in self.parts.drops[1:]:
             y = getattr(self.module, name)(y)
         return y
 
-    def site(self, name: str, block: int) -> NeuronSite:
-        """The MLP's neurons; `name` is that of the MLP within the model."""
-        module, layout = self.module, self.layout
-        up = getattr(module, layout.up)
-        if layout.gate is None:
-            rows: tuple[Rows, ...] = (Rows(up),)
-        elif layout.gate == layout.up:
-            rows = (Rows(up, 0), Rows(up, self.down.in_features))
-            rows = rows[::-1] if self.gate_last else rows
+    def build_site(self, name: str, block: int) -> NeuronSite:
+        """Return the site of the MLP's neurons; `name` is the MLP's name in the model."""
+        module, parts = self.module, self.parts
+        up = getattr(module, parts.up)
+        if parts.gate is None:
+            ups: tuple[UpProjection, ...] = (UpProjection(up),)
+        elif parts.gate == parts.up:
+            ups = (UpProjection(up, 0), UpProjection(up, self.down.in_features))
+            ups = ups[::-1] if self.is_gate_last else ups
         else:
-            rows = (Rows(getattr(module, layout.gate)), Rows(up))
-        norm = getattr(module, layout.norm) if layout.norm else None
+            ups = (UpProjection(getattr(module, parts.gate)), UpProjection(up))
+        norm = getattr(module, parts.norm) if parts.norm else None
         return NeuronSite(
-            name=f"{name}.{layout.down}",
+            name=f"{name}.{parts.down}",
             block=block,
             down=self.down,
-            rows=rows,
-            act=getattr(module, layout.act),
+            ups=ups,
+            act=getattr(module, parts.act),
             norm=None if isinstance(norm, nn.Identity) else norm,
         )
 
 
-def find_mlp(module: Any) -> Mlp | str:
-    """View `module` as an MLP; otherwise say in a few words what it is, to go on from "has a"."""
+def find_mlp(module: Any) -> Mlp:
+    """Recognise `module` as an MLP that can be pruned.
+
+    Raises `UnsupportedModelError` with the reason, as a predicate of the block: "has a …".
+    """
     kind = type(module).__name__
-    parts = {name for name, part in module.named_children() if not isinstance(part, nn.Dropout)}
-    for layout in _LAYOUTS:
-        if parts != layout.parts - set(layout.drops) or not all(hasattr(module, name) for name in layout.parts):
+    present = {name for name, part in module.named_children() if not isinstance(part, nn.Dropout)}
+    for parts in _KNOWN_PARTS:
+        if present != parts.names - set(parts.drops) or not all(hasattr(module, name) for name in parts.names):
             continue
-        mlp = Mlp(module, layout)
-        layers = [getattr(module, name) for name in (layout.up, layout.gate, layout.down) if name]
-        if not all(isinstance(layer, nn.Linear) for layer in layers):
-            return f"{kind} whose {layout.up} and {layout.down} are not plain nn.Linear layers"
-        if any(is_parametrized(layer) for layer in layers):
-            return f"{kind} with parametrised weights; remove the parametrisation first"
-        if any(True for _ in getattr(module, layout.act).parameters()):
-            return f"{kind} whose activation has weights of its own"
-        if layout.norm and not isinstance(getattr(module, layout.norm), nn.Identity | nn.LayerNorm):
-            norm = type(getattr(module, layout.norm)).__name__
-            return f"{kind} with a {norm} between its layers, where only a LayerNorm can be narrowed"
-        if layers[0].out_features == mlp.down.in_features * (2 if layout.gate == layout.up else 1):
+        mlp = Mlp(module, parts)
+        _check_prunable(mlp)
+        up: nn.Linear = getattr(module, parts.up)
+        if up.out_features == mlp.down.in_features * (2 if parts.gate == parts.up else 1):
             return mlp
-    return f"{kind} with the parts {', '.join(sorted(parts)) or 'none'}, none of the known MLPs"
+    found = ", ".join(sorted(present)) or "none"
+    raise UnsupportedModelError(f"has a {kind} with the parts {found}, which matches none of the known MLPs")
+
+
+def _check_prunable(mlp: Mlp) -> None:
+    module, parts, kind = mlp.module, mlp.parts, type(mlp.module).__name__
+    layers = [getattr(module, name) for name in (parts.up, parts.gate, parts.down) if name]
+    if not all(isinstance(layer, nn.Linear) for layer in layers):
+        raise UnsupportedModelError(f"has a {kind} whose {parts.up} and {parts.down} are not plain nn.Linear layers")
+    if any(is_parametrized(layer) for layer in layers):
+        raise UnsupportedModelError(f"has a {kind} with parametrised weights; remove the parametrisation first")
+    if any(True for _ in getattr(module, parts.act).parameters()):
+        raise UnsupportedModelError(f"has a {kind} whose activation has weights of its own")
+    norm = getattr(module, parts.norm) if parts.norm else None
+    if norm is not None and not isinstance(norm, nn.Identity | nn.LayerNorm):
+        raise UnsupportedModelError(
+            f"has a {kind} with a {type(norm).__name__} between its layers, where only a LayerNorm can be narrowed"
+        )

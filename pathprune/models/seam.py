@@ -1,26 +1,33 @@
-"""The model seam: which neurons a model has, and how to run it in steps around them.
+"""The model seam: a model's neurons, and its forward pass split around them.
 
-All else in the package sees a model through `AdaptedModel`; architecture names appear in `pathprune.models` only.
+The rest of the package sees a model through `AdaptedModel`. Architecture names appear in `pathprune.models` only.
 """
+
+# B images [B, C, H, W], T tokens, D hidden dimension, W_l neurons of block l's site, K classes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+AttentionArgs = Mapping[str, Any]
+"""Keyword arguments that a block's attention takes besides the states, such as rotary position embeddings."""
+
 
 class UnsupportedModelError(ValueError):
-    """The model's structure is not one that pathprune can mine and prune."""
+    """A model whose structure pathprune cannot mine and prune."""
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Consecutive output rows of `layer`, one per neuron, from row `start` on.
+class UpProjection:
+    """Consecutive output rows of `layer`, one per neuron, starting at row `start`.
 
-    A packed gate has gate and value in one layer; timm's `ParallelScalingBlock` (here `fused`) also has the attention's
-    projections in it, and keeps the sizes and the MLP's bias itself.
+    A packed gated MLP computes gate and value in one layer, so a site has two of these in the same layer. In timm's
+    `ParallelScalingBlock` the layer also holds the attention's projections. That block is `fused`: it stores the sizes
+    of the parts and the MLP's bias itself.
     """
 
     layer: nn.Linear
@@ -30,79 +37,154 @@ class Rows:
 
 @dataclass(frozen=True)
 class NeuronSite:
-    """One MLP hidden layer: neuron `j` is input column `j` of `down` (`[D, W]`, the MLP's down-projection).
+    """One MLP hidden layer: neuron `j` is input column `j` of the down-projection `down` (weight `[D, W_l]`).
 
-    The hidden rows are `norm(act(up))`, or `norm(act(gate) * up)` where `rows` are those of a gate and of its value.
+    The hidden activations are `norm(act(up))`. In a gated MLP they are `norm(act(gate) * up)`, and `ups` holds the gate
+    first, then the value.
     """
 
     name: str
     block: int
     down: nn.Linear
-    rows: tuple[Rows, ...] = ()
+    ups: tuple[UpProjection, ...] = ()
     act: nn.Module | None = None
-    norm: nn.Module | None = None  # over the neurons: it sees fewer of them once some are gone
+    norm: nn.Module | None = None  # normalises over the neurons, so pruning changes its output
 
     @property
     def width(self) -> int:
         return self.down.in_features
 
 
-@runtime_checkable
-class AdaptedModel(Protocol):
-    """A model as a stem, blocks opened and closed around their MLP's hidden rows, and a head.
+class Block(Protocol):
+    """One block of a model, or one of several parallel MLPs of a block. `AdaptedModel` documents the methods."""
 
-    `head(h_L)` with `h_0 = stem(images)` and `h_{l+1} = close_block(l, *open_block(l, h_l))` equals `model(images)`.
-    Shapes: images `[B, C, H, W]`, states `h` and `m` `[B, T, D]`, hidden rows `u` `[B, T, W_l]`, logits `[B, K]`.
-    """
+    def read(self, h: Tensor, tokens: Tensor | None) -> Tensor: ...
+
+    def open(
+        self, h: Tensor, read: Tensor, tokens: Tensor | None, attention_args: AttentionArgs
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def close(self, m: Tensor, u: Tensor) -> Tensor: ...
+
+    def residual_scale(self) -> Tensor | None: ...
+
+    def build_site(self, index: int) -> NeuronSite: ...
+
+
+class Trunk(Protocol):
+    """The parts of a model outside its blocks, one implementation per model family."""
 
     @property
-    def model(self) -> nn.Module: ...
+    def model(self) -> Any: ...
 
     @property
     def family(self) -> str: ...
 
     @property
-    def sites(self) -> tuple[NeuronSite, ...]: ...
-
-    @property
-    def readout(self) -> tuple[int, ...]:
-        """Token rows that the head reads; empty where it pools over all of them."""
+    def readout(self) -> tuple[int, ...]: ...
 
     @property
     def num_classes(self) -> int: ...
 
     @property
-    def input_size(self) -> tuple[int, int, int] | None:
-        """Channels, height and width of the images that the model is made for; None where it does not say."""
+    def input_size(self) -> tuple[int, int, int] | None: ...
 
     def stem(self, images: Tensor) -> Tensor: ...
 
-    def read_block(self, index: int, h: Tensor, rows: Tensor | None = None) -> Tensor:
-        """What block `index`, opened for `rows`, takes of every token of `h` before tokens meet: `[B, T, ·]`.
+    def attention_args(self, index: int, h: Tensor) -> AttentionArgs:
+        """Return the arguments of the attention in block `index` for the states `h`."""
 
-        Each of its rows follows from the same row of `h` alone.
+    def head(self, h: Tensor) -> Tensor: ...
+
+    def find_blocks(self) -> tuple[Block, ...]:
+        """Return the model's blocks in order; raise `UnsupportedModelError` for a block of unknown structure."""
+
+
+@dataclass(frozen=True)
+class AdaptedModel:
+    """A model as a stem, blocks that are split at the hidden layer of their MLP, and a head.
+
+    `head(run_from(0, stem(images)))` equals `model(images)`. Shapes: images `[B, C, H, W]`, states `h` and `m`
+    `[B, T, D]`, hidden activations `u` `[B, T, W_l]`, logits `[B, K]`. Fields are read from the model once; `refresh`
+    reads them again.
+    """
+
+    model: nn.Module
+    family: str
+    sites: tuple[NeuronSite, ...]  # one per block
+    readout: tuple[int, ...]  # positions of the tokens that the head reads; empty if it pools over all tokens
+    num_classes: int  # 0 without a classifier
+    input_size: tuple[int, int, int] | None  # channels, height, width of the model's images; None if unknown
+    _trunk: Trunk = field(repr=False)
+    _blocks: tuple[Block, ...] = field(repr=False)
+
+    @classmethod
+    def of(cls, trunk: Trunk) -> AdaptedModel:
+        """Adapt the model of `trunk`; raise `UnsupportedModelError` for a block of unknown structure."""
+        blocks = trunk.find_blocks()
+        return cls(
+            model=trunk.model,
+            family=trunk.family,
+            sites=tuple(block.build_site(index) for index, block in enumerate(blocks)),
+            readout=trunk.readout,
+            num_classes=trunk.num_classes,
+            input_size=trunk.input_size,
+            _trunk=trunk,
+            _blocks=blocks,
+        )
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Embed images: return the state that enters block 0."""
+        return self._trunk.stem(images)
+
+    def read_block(self, index: int, h: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Return the part of block `index` that is computed per token, before tokens meet: `[B, T, ·]`.
+
+        Token `t` of the result depends on token `t` of `h` alone. Pass the result to `open_block` with the same
+        `tokens`.
         """
+        return self._blocks[index].read(h, tokens)
 
     def open_block(
-        self, index: int, h: Tensor, rows: Tensor | None = None, *, read: Tensor | None = None
+        self, index: int, h: Tensor, tokens: Tensor | None = None, *, read: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Run block `index` up to its MLP's hidden layer: `h` -> what the hidden rows will be added to, hidden rows.
+        """Run block `index` up to the hidden layer of its MLP: state `h` -> state `m` before the MLP, activations `u`.
 
-        `rows` (int64) asks for those tokens' rows alone of both; the block still attends to all of `h`. `read` is
-        `read_block`'s result, where it is there already.
+        `tokens` (int64 positions) restricts both results to these tokens; the block still attends to all of `h`.
+        `read` is the result of `read_block`, computed here by default.
         """
+        block = self._blocks[index]
+        read = block.read(h, tokens) if read is None else read
+        return block.open(h, read, tokens, self._trunk.attention_args(index, h))
 
     def close_block(self, index: int, m: Tensor, u: Tensor) -> Tensor:
-        """Finish block `index` from `open_block`'s results; `u` may have been replaced in between."""
+        """Run the rest of block `index` from the results of `open_block`, of which `u` may have been changed."""
+        return self._blocks[index].close(m, u)
+
+    def run_block(self, index: int, h: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Run block `index`: the state that enters it -> the state that leaves it, of `tokens` only if given."""
+        return self.close_block(index, *self.open_block(index, h, tokens))
+
+    def run_from(self, index: int, h: Tensor) -> Tensor:
+        """Run block `index` and all later blocks: the state that enters `index` -> the state that `head` takes.
+
+        With `index == len(sites)` no block is left and `h` itself is returned.
+        """
+        for later in range(index, len(self._blocks)):
+            h = self.run_block(later, h)
+        return h
 
     def residual_scale(self, index: int) -> Tensor | None:
-        """What block `index` multiplies its MLP's output by, `[D]`, where `close_block(m, u) = m + scale * down(u)`.
+        """Return the factors `[D]` in `close_block(m, u) = m + factors * down(u)`.
 
-        None for a block of another form, such as one with a norm after its MLP.
+        None if block `index` has another form, such as a norm after its MLP.
         """
+        return self._blocks[index].residual_scale()
 
     def head(self, h: Tensor) -> Tensor:
-        """The logits of the last block's output: of all its rows, or of the rows in `readout` alone, in their order."""
+        """Return the logits of the last block's output: of all tokens, or of the tokens in `readout` in their order."""
+        return self._trunk.head(h)
 
     def refresh(self) -> AdaptedModel:
-        """Return the same view of the same model, with sites read again (after surgery)."""
+        """Return a view of the same model with its fields read again, as needed after surgery."""
+        return AdaptedModel.of(self._trunk)

@@ -11,15 +11,12 @@ from torch import Tensor, nn
 from pathprune.models.blocks import (
     SWIN,
     SWIN_V2,
-    Block,
-    Context,
     SequentialBlock,
     as_grid,
-    find_blocks,
+    find_all,
     find_sequential,
 )
-from pathprune.models.seam import NeuronSite
-from pathprune.models.stack import Stack
+from pathprune.models.seam import AdaptedModel, AttentionArgs, Block, NeuronSite, UnsupportedModelError
 
 
 @dataclass(frozen=True)
@@ -34,8 +31,8 @@ class _BlockOfStage:
     def residual_scale(self) -> Tensor | None:
         return self.inner.residual_scale()
 
-    def site(self, index: int) -> NeuronSite:
-        return self.inner.site(index)
+    def build_site(self, index: int) -> NeuronSite:
+        return self.inner.build_site(index)
 
 
 @dataclass(frozen=True)
@@ -45,12 +42,14 @@ class _MergingBlock(_BlockOfStage):
     downsample: nn.Module
     grid: tuple[int, int]  # of the tokens before
 
-    def read(self, h: Tensor, rows: Tensor | None) -> Tensor:
+    def read(self, h: Tensor, tokens: Tensor | None) -> Tensor:
         return h
 
-    def open(self, h: Tensor, read: Tensor, rows: Tensor | None, context: Context) -> tuple[Tensor, Tensor]:
+    def open(
+        self, h: Tensor, read: Tensor, tokens: Tensor | None, attention_args: AttentionArgs
+    ) -> tuple[Tensor, Tensor]:
         stream, read = (self.downsample(as_grid(x, self.grid)).flatten(1, 2) for x in (h, read))
-        return self.inner.open(stream, self.inner.read(read, rows), rows, context)
+        return self.inner.open(stream, self.inner.read(read, tokens), tokens, attention_args)
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class _Stages:
     def num_classes(self) -> int:
         return int(self.model.num_classes)
 
-    def context(self, index: int, h: Tensor) -> Context:
+    def attention_args(self, index: int, h: Tensor) -> AttentionArgs:
         return {}
 
 
@@ -88,38 +87,36 @@ class _Swin(_Stages):
         logits: Tensor = self.model.forward_head(self.model.norm(as_grid(h, grid)))
         return logits
 
-    def find_blocks(self) -> tuple[Block, ...] | str:
+    def find_blocks(self) -> tuple[Block, ...]:
         found: list[Block] = []
         for place, stage in enumerate(self.model.layers):
             for index, module in enumerate(stage.blocks):
-                layout = SWIN_V2 if hasattr(module.attn, "logit_scale") else SWIN
-                name = f"layers.{place}.blocks.{index}"
-                blocks = find_sequential(module, name, layout, grid=tuple(module.input_resolution))
-                if isinstance(blocks, str):
-                    return f"{name} ({type(module).__name__}) {blocks}"
+                parts = SWIN_V2 if hasattr(module.attn, "logit_scale") else SWIN
+                grid = tuple(module.input_resolution)
+                block = find_sequential(module, f"layers.{place}.blocks.{index}", parts, grid=grid)
                 merges = index == 0 and not isinstance(stage.downsample, nn.Identity)
-                found += (
-                    [_MergingBlock(blocks[0], stage.downsample, tuple(stage.input_resolution))] if merges else blocks
-                )
-        return tuple(found) if found else "it has no blocks"
+                found.append(_MergingBlock(block, stage.downsample, tuple(stage.input_resolution)) if merges else block)
+        return tuple(found)
 
 
 @dataclass(frozen=True)
 class _PoolingBlock(_BlockOfStage):
     """A Hiera block; the first of a stage pools its tokens and widens them."""
 
-    def read(self, h: Tensor, rows: Tensor | None) -> Tensor:
-        return self.inner.read(h, rows)
+    def read(self, h: Tensor, tokens: Tensor | None) -> Tensor:
+        return self.inner.read(h, tokens)
 
-    def open(self, h: Tensor, read: Tensor, rows: Tensor | None, context: Context) -> tuple[Tensor, Tensor]:
+    def open(
+        self, h: Tensor, read: Tensor, tokens: Tensor | None, attention_args: AttentionArgs
+    ) -> tuple[Tensor, Tensor]:
         block = self.inner.module
         if not block.do_expand:
-            return self.inner.open(h, read, rows, context)
+            return self.inner.open(h, read, tokens, attention_args)
         wide = h if block.proj is None else block.proj(read)
         pooled = wide.view(len(h), block.attn.q_stride, -1, wide.shape[-1])
         stream = torch.cat([pooled.amax(1), pooled.mean(1)], dim=-1) if block.proj is None else pooled.amax(1)
         m = stream + block.drop_path1(block.ls1(block.attn(read)))
-        m = m if rows is None else m[:, rows]
+        m = m if tokens is None else m[:, tokens]
         return m, self.inner.hidden(m)
 
 
@@ -143,25 +140,25 @@ class _Hiera(_Stages):
         logits: Tensor = self.model.forward_head(h)
         return logits
 
-    def find_blocks(self) -> tuple[Block, ...] | str:
-        found: list[Block] = []
-        for index, module in enumerate(self.model.blocks):
-            blocks = find_blocks(module, f"blocks.{index}")
-            if isinstance(blocks, str):
-                return f"blocks.{index} ({type(module).__name__}) {blocks}"
-            found += [_PoolingBlock(block) for block in blocks if isinstance(block, SequentialBlock)]
-        return tuple(found) if found else "it has no blocks"
+    def find_blocks(self) -> tuple[Block, ...]:
+        blocks = find_all((f"blocks.{index}", block) for index, block in enumerate(self.model.blocks))
+        return tuple(_PoolingBlock(block) for block in blocks if isinstance(block, SequentialBlock))
 
 
-def match(model: Any) -> Stack | str:
-    """Adapt `model` if it has the structure of one of these families; otherwise say in a few words what differs."""
+def match(model: Any) -> AdaptedModel:
+    """Adapt a Swin, Swin V2 or Hiera model, recognised by its structure.
+
+    Raises `UnsupportedModelError` with the reason for any other model.
+    """
     if all(hasattr(model, part) for part in ("patch_embed", "unroll", "reroll", "blocks", "forward_head")):
-        return Stack.of(_Hiera(model)) if len(model.patch_stride) == 2 else "a Hiera of videos"
+        if len(model.patch_stride) != 2:
+            raise UnsupportedModelError("it is a Hiera for videos")
+        return AdaptedModel.of(_Hiera(model))
     if all(hasattr(model, part) for part in ("patch_embed", "layers", "norm", "forward_head")) and all(
         hasattr(stage, "blocks")
         and hasattr(stage, "output_resolution")
         and all(hasattr(block, "_attn") and hasattr(block, "input_resolution") for block in stage.blocks)
         for stage in model.layers
     ):
-        return Stack.of(_Swin(model))
-    return "no stages as in timm's Swin, nor mask units as in its Hiera"
+        return AdaptedModel.of(_Swin(model))
+    raise UnsupportedModelError("it has neither the stages of timm's Swin nor the mask units of its Hiera")

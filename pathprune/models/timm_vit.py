@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pathprune.models.blocks import Block, Context, find_all
+from pathprune.models.blocks import find_all
 from pathprune.models.grid import check_grid, grid_of
-from pathprune.models.stack import Stack
+from pathprune.models.seam import AdaptedModel, AttentionArgs, Block, UnsupportedModelError
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class _Columnar:
         h: Tensor = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
         return h
 
-    def context(self, index: int, h: Tensor) -> Context:
+    def attention_args(self, index: int, h: Tensor) -> AttentionArgs:
         return {}
 
     def head(self, h: Tensor) -> Tensor:
         logits: Tensor = self.model.forward_head(self.model.norm(h))
         return logits
 
-    def find_blocks(self) -> tuple[Block, ...] | str:
+    def find_blocks(self) -> tuple[Block, ...]:
         return find_all((f"blocks.{index}", block) for index, block in enumerate(self.model.blocks))
 
 
@@ -72,7 +72,7 @@ class _Beit(_Columnar):
         h: Tensor = model.pos_drop(tokens if model.pos_embed is None else tokens + model.pos_embed)
         return h
 
-    def context(self, index: int, h: Tensor) -> Context:
+    def attention_args(self, index: int, h: Tensor) -> AttentionArgs:
         shared = self.model.rel_pos_bias
         return {} if shared is None else {"shared_rel_pos_bias": shared()}
 
@@ -91,7 +91,7 @@ class _Eva(_Columnar):
         h: Tensor = model.norm_pre(model._pos_embed(patches)[0])
         return h
 
-    def context(self, index: int, h: Tensor) -> Context:
+    def attention_args(self, index: int, h: Tensor) -> AttentionArgs:
         rope = self.model.rope
         if rope is None:
             return {}
@@ -108,15 +108,18 @@ class _Eva(_Columnar):
 _SHARED = ("patch_embed", "blocks", "norm", "forward_head", "num_classes")
 
 
-def match(model: Any) -> Stack | str:
-    """Adapt `model` if it has the structure of one of these families; otherwise say in a few words what differs."""
+def match(model: Any) -> AdaptedModel:
+    """Adapt a VisionTransformer, Beit or Eva model, recognised by its structure.
+
+    Raises `UnsupportedModelError` with the reason for any other model.
+    """
     missing = [part for part in _SHARED if not hasattr(model, part)]
     if missing:
-        return f"no {', '.join(missing)} as in timm's Vision Transformers"
+        raise UnsupportedModelError(f"it has no {', '.join(missing)} as in timm's Vision Transformers")
     if hasattr(model, "rel_pos_bias") and hasattr(model, "pos_drop"):
-        return Stack.of(_Beit(model))
+        return AdaptedModel.of(_Beit(model))
     if hasattr(model, "rope") and hasattr(model, "_pos_embed"):
-        return Stack.of(_Eva(model))
+        return AdaptedModel.of(_Eva(model))
     if all(hasattr(model, part) for part in ("_pos_embed", "patch_drop", "norm_pre")):
-        return Stack.of(_Columnar(model))
-    return "it has blocks, but neither the position embedding of timm's VisionTransformer nor that of its Beit or Eva"
+        return AdaptedModel.of(_Columnar(model))
+    raise UnsupportedModelError("it has blocks but not the position embedding of timm's VisionTransformer, Beit or Eva")

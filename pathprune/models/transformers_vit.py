@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pathprune.models.blocks import Block, Context, find_all
+from pathprune.models.blocks import find_all
 from pathprune.models.grid import Grid, check_grid, grid_of
-from pathprune.models.seam import UnsupportedModelError
-from pathprune.models.stack import Stack
+from pathprune.models.seam import AdaptedModel, AttentionArgs, Block, UnsupportedModelError
 
 _ANSWERS = ("logits", "image_embeds", "pooler_output")  # the first that there is
 _LAYERS = ("layers", "encoder.layer", "encoder.layers", "model.layer")
@@ -105,7 +104,7 @@ class _Tower:
             h = tower.pre_layrnorm(h)
         return h
 
-    def context(self, index: int, h: Tensor) -> Context:
+    def attention_args(self, index: int, h: Tensor) -> AttentionArgs:
         tower = self._tower
         if not hasattr(tower, "rope_embeddings"):
             return {}
@@ -119,7 +118,7 @@ class _Tower:
         tower = self._tower
         return self.how.read(self.model.model, tower, getattr(tower, self.norm)(h) if self.how.normed else h)
 
-    def find_blocks(self) -> tuple[Block, ...] | str:
+    def find_blocks(self) -> tuple[Block, ...]:
         name = ".".join(part for part in ("model", self.path, self.layers) if part)
         layers: Any = self.model.get_submodule(name)
         return find_all((f"{name}.{index}", layer) for index, layer in enumerate(layers))
@@ -138,26 +137,28 @@ def input_size_of(model: TransformersModel) -> tuple[int, int, int]:
     return (int(config.num_channels), height, width)
 
 
-def match(model: Any) -> Stack | str:
-    """Adapt `model`, in a `TransformersModel` or bare, if it has the structure of one of these families.
+def match(model: Any) -> AdaptedModel:
+    """Adapt a Transformers model, bare or in a `TransformersModel`, recognised by its structure.
 
-    Otherwise say in a few words what differs.
+    Raises `UnsupportedModelError` with the reason for any other model.
     """
     if is_bare(model):
         model = TransformersModel(model)
     if not isinstance(model, TransformersModel):
-        return "it is no Transformers model"
+        raise UnsupportedModelError("it is not a Transformers model")
     whole: Any = model.model
     if hasattr(whole, "timm_model"):
-        return "it wraps a timm model: pass its `timm_model`"
+        raise UnsupportedModelError("it wraps a timm model: pass its `timm_model`")
     if hasattr(whole, "text_model"):
-        return "it has a text tower: pass its `vision_model` alone"
+        raise UnsupportedModelError("it has a text tower: pass its `vision_model` alone")
     for path, tower in (("", whole), *whole.named_children()):
         layers = next((each for each in _LAYERS if _has(tower, each)), None)
         norm = next((each for each in _NORMS if hasattr(tower, each)), None)
         if layers and norm and hasattr(tower, "embeddings"):
-            return Stack.of(_Tower(model, path, layers, norm, _head_of(whole, tower)))
-    return "it has no embeddings, layers and norm as in Transformers' ViT, DeiT, DINOv2, DINOv3, CLIP or SigLIP"
+            return AdaptedModel.of(_Tower(model, path, layers, norm, _head_of(whole, tower)))
+    raise UnsupportedModelError(
+        "it lacks the embeddings, layers and norm of Transformers' ViT, DeiT, DINOv2, DINOv3, CLIP or SigLIP"
+    )
 
 
 def _head_of(whole: Any, tower: Any) -> _Head:

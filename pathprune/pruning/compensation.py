@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from pathprune.models.linear import exact_bias, exact_weight
 from pathprune.models.seam import AdaptedModel
 from pathprune.pruning.plan import PrunePlan
 from pathprune.scoring.registry import Registered, Registry
@@ -82,19 +83,6 @@ class MeanShift(Compensation):
                 continue
             shift_D = exact_weight(wide.down)[:, columns] @ context.statistics.sites[wide.name].mean[columns]
             set_bias(narrow.down, exact_bias(narrow.down) + shift_D)
-
-
-def exact_weight(down: nn.Linear) -> Tensor:
-    """The weight `[D, W]` in float64 on the CPU, detached."""
-    return down.weight.detach().cpu().to(torch.float64)
-
-
-def exact_bias(down: nn.Linear) -> Tensor:
-    """The bias `[D]` in float64 on the CPU, detached; zeros where there is none."""
-    bias = dict(down.named_parameters()).get("bias")
-    if bias is None:
-        return torch.zeros(down.out_features, dtype=torch.float64)
-    return bias.detach().cpu().to(torch.float64)
 
 
 def set_weight(down: nn.Linear, weight_DW: Tensor) -> None:

@@ -32,9 +32,7 @@ def measure_damage(
 
     def log_probabilities(h_BTD: Tensor, *, after: int) -> Tensor:
         """From the output of block `after` on: `[B, K]`."""
-        for block in range(after + 1, len(dense.sites)):
-            h_BTD = dense.close_block(block, *dense.open_block(block, h_BTD))
-        output_BK = dense.head(h_BTD)
+        output_BK = dense.head(dense.run_from(after + 1, h_BTD))
         logits_BK = class_logits(output_BK) if class_logits else output_BK
         assert logits_BK is not None, "models without classes are refused before"
         return logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32)).log_softmax(-1)
@@ -49,10 +47,10 @@ def measure_damage(
             answer_BK = log_probabilities(h_BTD, after=-1)
             num_images += len(images)
             for block in blocks:
-                moved_BTD = narrowed.close_block(block, *narrowed.open_block(block, h_BTD))
+                moved_BTD = narrowed.run_block(block, h_BTD)
                 moved_BK = log_probabilities(moved_BTD, after=block)
                 totals[block] += float(kl_div(moved_BK, answer_BK, log_target=True, reduction="sum"))
-                h_BTD = dense.close_block(block, *dense.open_block(block, h_BTD))
+                h_BTD = dense.run_block(block, h_BTD)
     if num_images == 0:
         raise ValueError("damage is measured on images; there are no calibration batches")
     # what rounding takes below zero is no damage

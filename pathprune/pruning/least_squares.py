@@ -11,12 +11,11 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
+from pathprune.models.linear import exact_bias, exact_weight
 from pathprune.models.seam import AdaptedModel
 from pathprune.pruning.compensation import (
     Compensation,
     CompensationContext,
-    exact_bias,
-    exact_weight,
     register,
     set_bias,
     set_weight,

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from pathprune.models.hooks import attach_hooks
 from pathprune.models.seam import AdaptedModel
 from pathprune.pruning.plan import PrunePlan
 
@@ -15,12 +16,8 @@ from pathprune.pruning.plan import PrunePlan
 def masked(adapted: AdaptedModel, *, plan: PrunePlan) -> Iterator[None]:
     """While open, the columns that the plan removes are zero at the input of every site's `down`."""
     plan.check(adapted.sites)
-    handles = [site.down.register_forward_pre_hook(_zeroing(plan.pruned(site.name))) for site in adapted.sites]
-    try:
+    with attach_hooks(site.down.register_forward_pre_hook(_zeroing(plan.pruned(site.name))) for site in adapted.sites):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _zeroing(columns: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:

@@ -12,12 +12,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from pathprune.models.linear import exact_bias, exact_weight
 from pathprune.models.seam import AdaptedModel
 from pathprune.pruning.compensation import (
     Compensation,
     CompensationContext,
-    exact_bias,
-    exact_weight,
     register,
     set_bias,
     set_weight,

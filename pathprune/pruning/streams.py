@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pathprune.models.adapt import evaluating
+from pathprune.models.hooks import attach_hooks
 from pathprune.models.seam import AdaptedModel
 from pathprune.pruning.compensation import Batches
 from pathprune.scoring.statistics import Moments
@@ -49,7 +50,7 @@ class Streams:
             for images, _ in batches:
                 h_BTD = dense.stem(images.to(parameter))
                 for index in range(block):
-                    h_BTD = dense.close_block(index, *dense.open_block(index, h_BTD))
+                    h_BTD = dense.run_block(index, h_BTD)
                 self._states.append(self._at_block(h_BTD, h_BTD))
         if not self._states:
             raise ValueError("compensation 'sequential' needs at least one image; there are no calibration batches")
@@ -64,8 +65,7 @@ class Streams:
         block, self._block = self._block, self._block + 1
         with evaluating(self._dense.model), evaluating(self._narrowed.model):
             for index, state in enumerate(self._states):
-                opened = self._narrowed.open_block(block, state.narrowed.to(self._device))
-                narrowed_BTD = self._narrowed.close_block(block, *opened)
+                narrowed_BTD = self._narrowed.run_block(block, state.narrowed.to(self._device))
                 self._states[index] = self._at_block(state.closed.to(self._device), narrowed_BTD)
 
     def attention_layers(self) -> list[str]:
@@ -74,20 +74,16 @@ class Streams:
         Those without a bias are left out, as fits have one.
         """
         site = self._dense.sites[self._block]
-        hold_neurons = {site.down, *(rows.layer for rows in site.rows)}
+        hold_neurons = {site.down, *(up.layer for up in site.ups)}
         names = {
             module: name
             for name, module in self._dense.model.named_modules()
             if isinstance(module, nn.Linear) and module not in hold_neurons and module.bias is not None
         }
         ran: list[str] = []
-        handles = [module.register_forward_hook(lambda *call: ran.append(names[call[0]])) for module in names]
-        try:
-            with evaluating(self._dense.model):
-                self._dense.open_block(self._block, self._states[0].dense[:1].to(self._device))
-        finally:
-            for handle in handles:
-                handle.remove()
+        hooks = (module.register_forward_hook(lambda *call: ran.append(names[call[0]])) for module in names)
+        with evaluating(self._dense.model), attach_hooks(hooks):
+            self._dense.open_block(self._block, self._states[0].dense[:1].to(self._device))
         return list(dict.fromkeys(ran))
 
     def scale_into_stream(self, layer: str) -> Tensor | None:
@@ -134,7 +130,7 @@ class Streams:
 
     def mlp_rows(self) -> tuple[Tensor, Tensor]:
         """What the narrowed MLP reads and what it should add to the stream: `[N, T, D]` both, on the CPU."""
-        layer = self._narrowed.sites[self._block].rows[0].layer
+        layer = self._narrowed.sites[self._block].ups[0].layer
         read, wanted = [], []
         with evaluating(self._narrowed.model), _watching(layer) as seen:
             for state in self._states:
@@ -193,8 +189,5 @@ def _watching(layer: nn.Module, *, stop: bool = False) -> Iterator[list[tuple[Te
         if stop:
             raise _ReachedError
 
-    handle = layer.register_forward_hook(watch)
-    try:
+    with attach_hooks([layer.register_forward_hook(watch)]):
         yield seen
-    finally:
-        handle.remove()

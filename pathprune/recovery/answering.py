@@ -40,4 +40,4 @@ class Answering(nn.Module):
 
     def _block(self, index: int, h_BTD: Tensor) -> Tensor:
         assert self._adapted is not None
-        return self._adapted.close_block(index, *self._adapted.open_block(index, h_BTD))
+        return self._adapted.run_block(index, h_BTD)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from pathprune.models.adapt import evaluating
+from pathprune.models.hooks import attach_hooks
 from pathprune.models.seam import AdaptedModel
 
 
@@ -67,15 +67,10 @@ def _accumulating(
         total, x = totals[layer], args[0].detach()
         output.register_hook(lambda grad: add(total, grad, x))  # type: ignore[no-untyped-call]
 
-    handles: list[Any] = []
     for layer in layers:
         totals[layer] = torch.zeros_like(layer.weight, requires_grad=False)
-        handles.append(layer.register_forward_hook(hook))
-    try:
+    with attach_hooks(layer.register_forward_hook(hook) for layer in layers):
         yield totals
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _check_labels(labels: Tensor, *, num_classes: int) -> None:

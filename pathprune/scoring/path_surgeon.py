@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pathprune.mining.quadrature import nodes_and_weights
 from pathprune.models.adapt import evaluating
+from pathprune.models.linear import exact_weight
 from pathprune.models.seam import AdaptedModel
 from pathprune.scoring.criteria import ScoringContext, register
 from pathprune.scoring.scores import Scores
@@ -44,7 +45,7 @@ class PathSurgeon(BrainSurgeon):
         for site in context.adapted.sites:
             values_D, vectors_DD = torch.linalg.eigh(sensitivity[site.name])
             root_DD = values_D.clamp(min=0).sqrt()[:, None] * vectors_DD.T  # rootᵀ root = G
-            weights[site.name] = root_DD @ site.down.weight.detach().cpu().to(torch.float64)
+            weights[site.name] = root_DD @ exact_weight(site.down)
         return surgeon_scores(context, weights=weights, ridge=self.ridge)
 
 
@@ -98,7 +99,4 @@ def _first_images(batches: Iterable[tuple[Tensor, Tensor]], number: int) -> Iter
 
 def _suffix(adapted: AdaptedModel, index: int, m_BTD: Tensor, u_BTW: Tensor) -> Tensor:
     """The logits, from block `index` opened."""
-    h_BTD = adapted.close_block(index, m_BTD, u_BTW)
-    for later in range(index + 1, len(adapted.sites)):
-        h_BTD = adapted.close_block(later, *adapted.open_block(later, h_BTD))
-    return adapted.head(h_BTD)
+    return adapted.head(adapted.run_from(index + 1, adapted.close_block(index, m_BTD, u_BTW)))

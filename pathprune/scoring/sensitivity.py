@@ -13,6 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pathprune.models.adapt import evaluating
+from pathprune.models.hooks import attach_hooks
+from pathprune.models.linear import exact_weight
 from pathprune.models.seam import AdaptedModel, NeuronSite
 from pathprune.scoring.criteria import Criterion, ScoringContext, register
 from pathprune.scoring.scores import Scores
@@ -39,7 +41,7 @@ class OutputSensitivity(Criterion):
         )
         scores = {}
         for site in context.adapted.sites:
-            weight_DW = site.down.weight.detach().cpu().to(torch.float64)
+            weight_DW = exact_weight(site.down)
             heard_W = (weight_DW * (sensitivity[site.name] @ weight_DW)).sum(0)
             scores[site.name] = context.statistics.sites[site.name].variance * heard_W
         return scores
@@ -134,9 +136,5 @@ def watching(sites: Iterable[NeuronSite], found: list[dict[str, Tensor]]) -> Ite
 
         return hook
 
-    handles = [site.down.register_forward_hook(hook_for(site.name)) for site in sites]
-    try:
+    with attach_hooks(site.down.register_forward_hook(hook_for(site.name)) for site in sites):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

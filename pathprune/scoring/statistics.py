@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pathprune.models.adapt import evaluating
+from pathprune.models.hooks import attach_hooks
 from pathprune.models.seam import AdaptedModel, NeuronSite
 
 _SCHEMA_VERSION = 1
@@ -169,9 +170,5 @@ def _gathering(sites: Sequence[NeuronSite], covariance: bool) -> Iterator[dict[s
 
         return hook
 
-    handles = [site.down.register_forward_pre_hook(hook_for(site)) for site in sites]
-    try:
+    with attach_hooks(site.down.register_forward_pre_hook(hook_for(site)) for site in sites):
         yield gathered
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from pathprune.models.linear import exact_weight
 from pathprune.scoring.criteria import Criterion, ScoringContext, register
 from pathprune.scoring.scores import Scores
 
@@ -35,7 +36,7 @@ class BrainSurgeon(Criterion):
     ridge: float = Field(1e-3, gt=0, allow_inf_nan=False)
 
     def __call__(self, context: ScoringContext) -> Scores:
-        weights = {site.name: site.down.weight.detach().cpu().to(torch.float64) for site in context.adapted.sites}
+        weights = {site.name: exact_weight(site.down) for site in context.adapted.sites}
         return surgeon_scores(context, weights=weights, ridge=self.ridge)
 
 

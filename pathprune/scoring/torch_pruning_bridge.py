@@ -41,14 +41,14 @@ def gradient_importance_scores(
     twin = copy.deepcopy(context.adapted)
     parameter = next(twin.model.parameters())
     twin.model.to(torch.promote_types(parameter.dtype, torch.float32))  # squares underflow in half precision
-    layers = {layer: None for site in twin.sites for layer in (site.down, *(rows.layer for rows in site.rows))}
+    layers = {layer: None for site in twin.sites for layer in (site.down, *(up.layer for up in site.ups))}
     gradients = weight_gradients(twin, context.batches, layers=list(layers), squared=squared)
     scores = {}
     for site in twin.sites:
         traced = trace(site)
         traced.mlp.down.weight.grad = gradients[site.down]
-        for rows, up in zip(site.rows, traced.mlp.ups, strict=True):
-            up.weight.grad = gradients[rows.layer][rows.start : rows.start + site.width]
+        for up, plain in zip(site.ups, traced.mlp.ups, strict=True):
+            plain.weight.grad = gradients[up.layer][up.start : up.start + site.width]
         if traced.mlp.norm is not None:  # a norm's weights are not weighed
             for parameter in traced.mlp.norm.parameters():
                 parameter.grad = torch.zeros_like(parameter)

@@ -11,6 +11,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from pathprune.models.adapt import adapt, evaluating, model_device
+from pathprune.models.hooks import attach_hooks
 from pathprune.models.seam import AdaptedModel, UnsupportedModelError
 from tests.families import FAMILIES, SMALL, OpenClipTower, randomised
 
@@ -31,9 +32,8 @@ def images_of(adapted: AdaptedModel, count: int = 2) -> torch.Tensor:
     return torch.randn(count, *adapted.input_size, dtype=torch.float64)
 
 
-def run_in_steps(adapted: AdaptedModel, images: torch.Tensor) -> torch.Tensor:
-    h = adapted.stem(images)
-    for index in range(len(adapted.sites)):
+def run_in_steps(adapted: AdaptedModel, h: torch.Tensor, *, start: int = 0) -> torch.Tensor:
+    for index in range(start, len(adapted.sites)):
         h = adapted.close_block(index, *adapted.open_block(index, h))
     return adapted.head(h)
 
@@ -43,19 +43,28 @@ def test_the_steps_compose_to_the_model(name):
     model = FAMILIES[name].make().double()
     adapted = adapt(model)
     images = images_of(adapted, 3)
-    torch.testing.assert_close(run_in_steps(adapted, images), model(images), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(run_in_steps(adapted, adapted.stem(images)), model(images), rtol=1e-10, atol=1e-10)
     assert isinstance(adapted, AdaptedModel)
     assert adapted.num_classes == FAMILIES[name].num_classes
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_running_from_a_block_runs_it_and_all_later_ones(name):
+    adapted = adapt(FAMILIES[name].make().double())
+    h = adapted.stem(images_of(adapted))
+    for index in range(len(adapted.sites)):
+        torch.testing.assert_close(adapted.head(adapted.run_from(index, h)), run_in_steps(adapted, h, start=index))
+        closed = adapted.close_block(index, *adapted.open_block(index, h))
+        assert torch.equal(adapted.run_block(index, h), closed)
+        h = closed
+    assert adapted.run_from(len(adapted.sites), h) is h
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_readout_is_the_tokens_that_the_head_reads(name):
     adapted = adapt(FAMILIES[name].make().double())
     assert adapted.readout == FAMILIES[name].readout
-    h = adapted.stem(images_of(adapted, 1))
-    for index in range(len(adapted.sites)):
-        h = adapted.close_block(index, *adapted.open_block(index, h))
-    h = h.detach().requires_grad_()
+    h = adapted.run_from(0, adapted.stem(images_of(adapted, 1))).detach().requires_grad_()
     adapted.head(h).sum().backward()
     read = tuple(h.grad[0].abs().sum(dim=1).nonzero().flatten().tolist())
     assert read == adapted.readout if adapted.readout else len(read) >= h.shape[1] - 5  # all but prefix tokens
@@ -77,19 +86,19 @@ class DoubledAttention(Attention):
     ],
     ids=[*FAMILIES, "qk-norm", "attention-norm", "own-attention", "attention-dropout"],
 )
-def test_rows_asked_for_alone_are_those_of_the_whole_block(make):
+def test_a_block_restricted_to_some_tokens_equals_the_whole_block_there(make):
     adapted = adapt(make().double())
     h = adapted.stem(images_of(adapted))
-    rows = torch.tensor(adapted.readout or (3, 1))
+    tokens = torch.tensor(adapted.readout or (3, 1))
     last = len(adapted.sites) - 1
     for index in range(last):
-        h = adapted.close_block(index, *adapted.open_block(index, h))
+        h = adapted.run_block(index, h)
     whole = adapted.open_block(last, h)
-    alone = adapted.open_block(last, h, rows)
+    alone = adapted.open_block(last, h, tokens)
     for part, expected in zip(alone, whole, strict=True):
-        torch.testing.assert_close(part, expected[:, rows], rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(part, expected[:, tokens], rtol=1e-10, atol=1e-10)
     if adapted.readout:
-        read = adapted.head(adapted.close_block(last, *alone))
+        read = adapted.head(adapted.run_block(last, h, tokens))
         torch.testing.assert_close(read, adapted.head(adapted.close_block(last, *whole)), rtol=1e-10, atol=1e-10)
 
 
@@ -98,18 +107,18 @@ def test_rows_asked_for_alone_are_those_of_the_whole_block(make):
     [*[family.make for family in FAMILIES.values()], partial(make, attn_layer=DoubledAttention)],
     ids=[*FAMILIES, "own-attention"],
 )
-@pytest.mark.parametrize("some_rows", [False, True])
-def test_what_a_block_reads_of_a_token_follows_from_that_token_alone(make, some_rows):
+@pytest.mark.parametrize("some_tokens", [False, True])
+def test_a_block_reads_each_token_by_itself(make, some_tokens):
     adapted = adapt(make().double())
     h = adapted.stem(images_of(adapted))
-    rows = torch.tensor([0, 2]) if some_rows else None
-    read = adapted.read_block(0, h, rows)
-    one_by_one = torch.cat([adapted.read_block(0, token, rows) for token in h.split(1, dim=1)], dim=1)
+    tokens = torch.tensor([0, 2]) if some_tokens else None
+    read = adapted.read_block(0, h, tokens)
+    one_by_one = torch.cat([adapted.read_block(0, token, tokens) for token in h.split(1, dim=1)], dim=1)
     torch.testing.assert_close(read, one_by_one, rtol=1e-12, atol=1e-12)
-    for given, own in zip(adapted.open_block(0, h, rows, read=read), adapted.open_block(0, h, rows), strict=True):
+    for given, own in zip(adapted.open_block(0, h, tokens, read=read), adapted.open_block(0, h, tokens), strict=True):
         assert torch.equal(given, own)
-    m, _ = adapted.open_block(0, h, rows, read=read.square())
-    assert not torch.allclose(m, adapted.open_block(0, h, rows)[0])
+    m, _ = adapted.open_block(0, h, tokens, read=read.square())
+    assert not torch.allclose(m, adapted.open_block(0, h, tokens)[0])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -121,10 +130,10 @@ def test_a_site_is_the_down_projection_that_reads_its_neurons(name):
     assert all((site.norm is not None) == FAMILIES[name].normed for site in adapted.sites)
     images = images_of(adapted)
     seen = []
-    handles = [s.down.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) for s in adapted.sites]
-    model(images)
-    for handle in handles:
-        handle.remove()
+    with attach_hooks(
+        site.down.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) for site in adapted.sites
+    ):
+        model(images)
     h = adapted.stem(images)
     for index, site in enumerate(adapted.sites):
         m, u = adapted.open_block(index, h)

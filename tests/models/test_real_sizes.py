@@ -68,9 +68,9 @@ def test_real_sizes_are_pruned(name: str) -> None:
     removed = 0
     for before, after in zip(adapted.sites, pruned.sites, strict=True):
         assert abs(before.width / 2 - after.width) < 1
-        layers = len(before.rows)
-        biased = sum(rows.layer.bias is not None for rows in before.rows)
-        per_neuron = layers * before.rows[0].layer.in_features + biased + before.down.out_features
+        layers = len(before.ups)
+        biased = sum(up.layer.bias is not None for up in before.ups)
+        per_neuron = layers * before.ups[0].layer.in_features + biased + before.down.out_features
         removed += (before.width - after.width) * (per_neuron + 2 * (before.norm is not None))
     sizes = [sum(p.numel() for p in each.model.parameters()) for each in (adapted, pruned)]
     assert sizes[0] - sizes[1] == removed

@@ -20,7 +20,7 @@ SCALE = torch.tensor([1.0, 0.5, 2.0, 1.0, 0.1, 0.0], dtype=torch.float64)
 
 
 def site_of(mlp: nn.Module):
-    return find_mlp(mlp.eval()).site("mlp", 0)
+    return find_mlp(mlp.eval()).build_site("mlp", 0)
 
 
 def missed(mlp: nn.Module, read: Tensor, wanted: Tensor) -> float:
@@ -35,7 +35,7 @@ def problem(kind: str) -> tuple[nn.Module, Tensor, Tensor]:
     for parameter in maker.parameters():
         nn.init.normal_(parameter)
     mlp.load_state_dict(maker.state_dict())
-    for layer in {rows.layer for rows in site_of(mlp).rows}:
+    for layer in {up.layer for up in site_of(mlp).ups}:
         layer.weight.data += 0.3 * torch.randn_like(layer.weight)
     read = torch.randn(2 * N, T, D)
     with torch.no_grad():
