@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, whenever the process that writes them is stopped."""
+"""Atomic writes of files and directories: a process killed while writing leaves the old content in place."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from pathlib import Path
 
 
 @contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
-    """A path to write a file or a folder to, which takes `target`'s place, on the disk too, when all went well.
+def write_atomically(target: Path) -> Iterator[Path]:
+    """Yield a temporary path for a file or directory, and move it to `target` when the block ends without an error.
 
-    Otherwise it is removed, and `target` is as it was. The folder of `target` must exist. One writer at a time: what a
-    killed one left unfinished is removed by the next.
+    After an error the temporary path is removed and `target` keeps its old content. The content is fsynced before the
+    move. The parent directory of `target` must exist. Two processes must not write the same target at the same time:
+    each removes the temporary path that an earlier, killed process left behind.
     """
     part = target.with_name(f".{target.name}.part")
     remove(part)
     try:
         yield part
-        _make_readable(part)
+        _apply_umask(part)
         for path in [*part.rglob("*"), part]:
-            _flush(path)
-        if target.is_dir():  # a folder with content cannot be replaced in one step
+            _fsync(path)
+        if target.is_dir():  # rename() cannot replace a directory with content
             old = target.with_name(f".{target.name}.old")
             remove(old)
             target.rename(old)
@@ -31,36 +32,36 @@ def written_whole(target: Path) -> Iterator[Path]:
             remove(old)
         else:
             part.replace(target)
-        _flush(target.parent)
+        _fsync(target.parent)
     finally:
         remove(part)
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write text, all or nothing, and the folder it goes to where there is none."""
+    """Write a text file atomically; create missing parent directories."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(target) as part:
+    with write_atomically(target) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a whole folder, if it is there."""
+    """Remove a file or a directory with its content; do nothing if the path does not exist."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def _make_readable(path: Path) -> None:
-    """Give `path` and what is in it the usual permissions: safetensors files are the owner's alone at first."""
+def _apply_umask(path: Path) -> None:
+    """Set the permissions of `path` and its content to the default: safetensors creates files with mode 0600."""
     mask = os.umask(0)
     os.umask(mask)
     for file in [path, *path.rglob("*")]:
         file.chmod((0o777 if file.is_dir() else 0o666) & ~mask)
 
 
-def _flush(path: Path) -> None:
-    """Have what the system holds of a file or folder written to the disk, so that a power cut does not undo it."""
+def _fsync(path: Path) -> None:
+    """Flush a file or directory to disk so that it survives power loss."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

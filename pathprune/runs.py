@@ -43,7 +43,7 @@ from typing import Any, TypeVar
 import yaml
 from safetensors import SafetensorError
 
-from pathprune.files import remove, write_text, written_whole
+from pathprune.files import remove, write_atomically, write_text
 from pathprune.recipe import Recipe, RecipeError
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ class RunFolder:
         if self.main:
             self._forget(name)
             file.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(file) as part:
+            with write_atomically(file) as part:
                 save(made, part)
             self._remember(name, key)
         return made

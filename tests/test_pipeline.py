@@ -450,7 +450,7 @@ def test_classes_are_numbered_by_the_models_names(folder: Path) -> None:
 
 def test_evaluation_images_may_not_be_mined_or_calibrated_on(folder: Path) -> None:
     shared = {"source": str(folder / "data"), "splits": {"calibrate": "test[:5]", "evaluate": "test"}}
-    with pytest.raises(DataError, match="images used to calibrate are also evaluated on"):
+    with pytest.raises(DataError, match="images used to calibrate are also evaluation images"):
         run_recipe(tiny_recipe(folder, data=shared))
 
 
@@ -684,7 +684,7 @@ def test_pruning_in_rounds_ends_at_the_same_widths_and_goes_on_after_a_stop(
 
 def test_validation_images_may_not_be_trained_on(folder: Path) -> None:
     data = {"source": str(folder / "data"), "splits": {"validation": "train[:6]", "train": "train"}}
-    with pytest.raises(DataError, match="24 images used to train are also validated on"):
+    with pytest.raises(DataError, match="24 images used to train are also validation images"):
         finetune_recipe(tiny_recipe(folder, data=data, train=training(1)))
     data["splits"] = {"validation": "train[:6]", "train": "train[6:]"}
     result = finetune_recipe(tiny_recipe(folder, data=data, train=training(3) | {"patience": 1, "learning_rate": 1e-9}))

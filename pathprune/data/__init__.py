@@ -1,4 +1,4 @@
-"""Images to mine, calibrate, train and evaluate on: sources, splits, samples and batches of them."""
+"""Labelled images: data sources, splits, samples and batches."""
 
 from pathprune.data.images import SKIPPED, UNLABELLED, DataError, LabelledImages, Transform, evaluation_transform
 from pathprune.data.loaders import load_batches, make_loader

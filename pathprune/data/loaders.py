@@ -1,4 +1,4 @@
-"""Batches of labelled images, in a given order."""
+"""Data loaders of labelled images."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def make_loader(
     num_workers: int = 0,
     seed: int = 0,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Re-iterable batches of `(images [B, C, H, W], labels int64 [B])`."""
+    """Return re-iterable batches of `(images [B, C, H, W], labels int64 [B])`."""
     return DataLoader(
-        images,  # type: ignore[arg-type]  # torch types batches like items; labels are collated from ints
+        images,  # type: ignore[arg-type]  # torch declares a batch to have the item's type
         batch_size=batch_size,
         shuffle=shuffle,
         drop_last=drop_last,
@@ -37,7 +37,7 @@ def make_loader(
 def load_batches(
     images: LabelledImages, batches: Sequence[NDArray[np.int64]], num_workers: int = 0
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """The given batches of items, in order, as `make_loader` gives them."""
+    """Return re-iterable batches with the given items each, in the given order."""
     return DataLoader(
         images,  # type: ignore[arg-type]  # as in make_loader
         batch_sampler=[batch.tolist() for batch in batches],

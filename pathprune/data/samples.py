@@ -1,8 +1,9 @@
-"""Which images of a split are used: samples spread over the classes, and images that must be kept apart."""
+"""Samples of a split that are balanced over its classes, and checks of labels and of overlap between splits."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -12,28 +13,29 @@ from pathprune.data.images import UNLABELLED, DataError, LabelledImages
 def sample_balanced(
     images: LabelledImages, *, num_images: int | None = None, images_per_class: int | None = None, seed: int
 ) -> LabelledImages:
-    """Sample at random: `num_images`, spread evenly over the classes as far as each has enough, or up to
-    `images_per_class` of every class; None does not limit.
+    """Return a random sample, balanced over the classes as far as each class has enough images.
+
+    `num_images` limits the size of the sample, `images_per_class` the number of images of each class; None is no limit.
     """
     for name, limit in {"num_images": num_images, "images_per_class": images_per_class}.items():
         if limit is not None and limit < 1:
-            raise DataError(f"{name} is {limit}; give a positive number, or null for all {len(images)}")
+            raise DataError(f"{name} is {limit}; give a number of at least 1, or null for all {len(images)} images")
     if (num_images is None or num_images >= len(images)) and images_per_class is None:
         return images
     shuffled = np.random.default_rng(seed).permutation(len(images))
     labels = images.labels[shuffled]
-    turn = np.empty(len(images), dtype=np.int64)  # the n-th image of its class goes in round n
+    rank = np.empty(len(images), dtype=np.int64)  # position of an image among those of its class
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        turn[members] = np.arange(len(members))
-    in_turn = shuffled[np.argsort(turn, kind="stable")]
+        rank[members] = np.arange(len(members))
+    balanced = shuffled[np.argsort(rank, kind="stable")]  # the first image of every class, then the second, …
     if images_per_class is not None:
-        in_turn = in_turn[: np.count_nonzero(turn < images_per_class)]
-    return images.take(in_turn[:num_images])
+        balanced = balanced[: np.count_nonzero(rank < images_per_class)]
+    return images.take(balanced[:num_images])
 
 
 def check_labels(images: LabelledImages, *, num_classes: int) -> None:
-    """Refuse labels that the model's head cannot predict."""
+    """Raise `DataError` for a label that is not a class of the model."""
     labels = images.labels
     wrong = np.flatnonzero((labels != UNLABELLED) & ((labels < 0) | (labels >= num_classes)))
     if len(wrong):
@@ -44,13 +46,21 @@ def check_labels(images: LabelledImages, *, num_classes: int) -> None:
         )
 
 
-def refuse_overlap(kept: Sequence[bytes], others: Mapping[str, Sequence[bytes]], *, held: str = "evaluate") -> None:
-    """Refuse data in which an image held out to `held` is also mined or trained on …; compares hashes of content."""
-    held_out = set(kept)
+def refuse_overlap(
+    held_out: Sequence[bytes],
+    others: Mapping[str, Sequence[bytes]],
+    *,
+    purpose: Literal["evaluation", "validation"] = "evaluation",
+) -> None:
+    """Raise `DataError` if a held-out image is also used for something else.
+
+    Images are given as content hashes: those held out for `purpose`, and the others by use (`mine`, `train`, …).
+    """
+    held_out_hashes = set(held_out)
     for use, hashes in others.items():
-        shared = sum(digest in held_out for digest in hashes)
+        shared = sum(digest in held_out_hashes for digest in hashes)
         if shared:
             raise DataError(
-                f"{shared} of the {len(hashes)} images used to {use} are also {held}d on; accuracy on them would not "
-                "be honest: choose disjoint splits in data.splits"
+                f"{shared} of the {len(hashes)} images used to {use} are also {purpose} images, which would bias the "
+                "accuracy measured on them; choose disjoint splits in data.splits"
             )

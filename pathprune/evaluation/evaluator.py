@@ -29,7 +29,7 @@ from pathprune.evaluation.metrics import (
     PerClassAccuracy,
     TopKAccuracy,
 )
-from pathprune.files import written_whole
+from pathprune.files import write_atomically
 from pathprune.models.adapt import evaluating, model_device
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -89,7 +89,7 @@ class Evaluation:
             columns["reference_predictions"] = self.reference_predictions
         names = list(self.class_names) if self.class_names is not None else None
         about = {"num_classes": self.num_classes, "class_names": names, "description": self.description}
-        with written_whole(path) as part:
+        with write_atomically(path) as part:
             save_file(columns, part, metadata={"format": _FORMAT, "version": _VERSION, "about": json.dumps(about)})
 
     @classmethod

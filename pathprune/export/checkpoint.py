@@ -62,6 +62,6 @@ def export_checkpoint(
 def images_of(source: str, split: str, *, num_images: int, data_config: Mapping[str, Any]) -> Tensor:
     """A balanced sample of a split's readable images as the model takes them, `[N, C, H, W]`."""
     rows = sample_balanced(read_split(open_source(source), split, labels="any"), num_images=num_images, seed=0)
-    rows, _ = rows.readable(max_unreadable=0.01)
+    rows, _ = rows.drop_unreadable(max_unreadable=0.01)
     rows = rows.with_transform(evaluation_transform(data_config))
     return torch.stack([rows[item][0] for item in range(len(rows))])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pathprune.evaluation.latency import time_in_turns
 from pathprune.export.formats import ExportError, Format, Runner
-from pathprune.files import write_text, written_whole
+from pathprune.files import write_atomically, write_text
 from pathprune.models.adapt import evaluating
 
 REPORT_FILE = "export.json"
@@ -71,7 +71,7 @@ def export_model(
     # torch.export takes a batch of one for a constant
     example = images[:1].repeat(2, 1, 1, 1) if dynamic_batch and batch_size == 1 else images[:batch_size]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(folder) as part, TemporaryDirectory() as scratch:
+    with write_atomically(folder) as part, TemporaryDirectory() as scratch:
         part.mkdir()
         places = {"": (model, part)} | ({} if dense is None else {"dense ": (dense, Path(scratch))})
         runners: dict[str, Runner] = {}

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pathprune.files import written_whole
+from pathprune.files import write_atomically
 from pathprune.mining.paths import MinedPaths, normalised, per_layer
 from pathprune.mining.records import Settings, check_same_mining, described, description
 from pathprune.mining.stored_sums import StoredSums, write_sums
@@ -170,6 +170,6 @@ def save_stats(
     empty = ClassStats.empty(widths, (), settings)
     about = description(replace(empty, class_names=tuple(class_names)))
     shapes = {name: (len(class_names), *tensor.shape[1:]) for name, tensor in empty.tensors().items()}
-    with written_whole(Path(file)) as part:
+    with write_atomically(Path(file)) as part:
         tensors = ((first_class, block.tensors()) for first_class, block in blocks)
         write_sums(part, shapes=shapes, description=about, blocks=tensors)

@@ -17,7 +17,7 @@ import pyarrow.parquet
 import torch
 from torch import Tensor
 
-from pathprune.files import written_whole
+from pathprune.files import write_atomically
 from pathprune.mining.records import Settings, check_same_mining, described, description
 
 COLUMNS = ("indices", "labels", "predictions", "targets", "jas", "paths")  # of a path set
@@ -183,7 +183,7 @@ def save_paths(parts: Iterable[PathSet], file: Path | str) -> None:
     if first is None:
         raise ValueError("no paths to save; at least one image is needed")
     with (
-        written_whole(Path(file)) as unfinished,
+        write_atomically(Path(file)) as unfinished,
         pyarrow.parquet.ParquetWriter(unfinished, first.table().schema) as writer,
     ):
         for part in chain([first], remaining):

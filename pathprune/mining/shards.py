@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pathprune.files import written_whole
+from pathprune.files import write_atomically
 from pathprune.mining.class_stats import KINDS, ClassStats, add_counts, save_stats
 from pathprune.mining.paths import PathSet
 from pathprune.mining.records import Settings
@@ -104,7 +104,7 @@ class ShardFolder:
             if not name.startswith("count."):
                 tensors[name] = sums if name == "num_images" else sums.float()
         about = {"schema": str(SCHEMA_VERSION), "key": self.key, "checksum": _checksum(tensors, self.key)}
-        with written_whole(self.file(number)) as part:
+        with write_atomically(self.file(number)) as part:
             save_file(tensors, part, about)
 
     def read(self, number: int) -> Shard:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pathprune.files import write_text, written_whole
+from pathprune.files import write_atomically, write_text
 from pathprune.models.adapt import adapt, evaluating, model_device
 from pathprune.models.architecture import Architecture, class_names_of, data_config_of
 from pathprune.models.card import model_card
@@ -83,7 +83,7 @@ def save_pruned(
     )
     native = library_keys(model, config, tensors=tensors)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(folder) as part:
+    with write_atomically(folder) as part:
         part.mkdir()
         write_pruned_config(part, config, native=native)
         save_file(tensors, part / WEIGHTS_FILE, metadata={"format": "pt"})

@@ -18,7 +18,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from pathprune.data import SKIPPED, LabelledImages
-from pathprune.files import written_whole
+from pathprune.files import write_atomically
 from pathprune.progress import image_progress
 from pathprune.recovery.answering import Answering
 from pathprune.recovery.best import Best
@@ -310,7 +310,7 @@ class _Trainer:
             "sums": sums,
         }
         self.state_file.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(self.state_file) as part:
+        with write_atomically(self.state_file) as part:
             torch.save(state, part)
 
     def resume(self) -> None:

@@ -78,9 +78,9 @@ class Splits:
                 seed = recipe.evaluation_seed if use == "evaluate" else recipe.seed
                 images = sample_balanced(images, num_images=number, seed=seed)
             if use == "train":
-                self._hashes[use] = images.content_hashes()
+                self._hashes[use] = images.hash_content()
             else:
-                images, self._hashes[use] = images.readable(
+                images, self._hashes[use] = images.drop_unreadable(
                     max_unreadable=recipe.data.max_unreadable, threads=recipe.data.num_workers
                 )
             self._images[use] = images
@@ -153,7 +153,7 @@ class Splits:
             return images
         if set(images.class_names) <= set(known):
             log.info("split '%s': classes are numbered by their names, as the model's are", images.split)
-            return images.renamed(known)
+            return images.relabel(known)
         if self._model_names is None:
             raise ValueError(
                 f"split '{images.split}' has the classes {', '.join(images.class_names[:5])} …, other splits have "
@@ -172,7 +172,7 @@ class Splits:
         """Refuse data in which an image of validation is also used for `uses`."""
         others = self._hashes_of(uses)
         self.images("validation")
-        refuse_overlap(self._hashes["validation"], others, held="validate")
+        refuse_overlap(self._hashes["validation"], others, purpose="validation")
 
     def _hashes_of(self, uses: Sequence[Use]) -> dict[str, list[bytes]]:
         """Hashes of the images by use, as a verb."""

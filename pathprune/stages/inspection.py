@@ -184,7 +184,7 @@ def _views(
                 if users[index] > 0
             ],
             pictures=[
-                Picture(thumbnail(images.picture(item)), alt=name, caption=name)
+                Picture(thumbnail(images.decode(item)), alt=name, caption=name)
                 for item in items
                 for name in [_class_name(images, item)]
             ],

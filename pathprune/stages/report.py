@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pathprune.evaluation import Evaluation
-from pathprune.files import write_text, written_whole
+from pathprune.files import write_atomically, write_text
 from pathprune.mining import ClassStats, PathSet
 from pathprune.pruning import PrunePlan
 from pathprune.report.entries import CriterionCost, Results, SplitInfo, named
@@ -46,7 +46,7 @@ def report(
     )
     if experiment.folder.main and experiment.recipe.report:
         write_page(run_page(results), experiment.folder)
-        with written_whole(experiment.folder.path / "tables") as folder:
+        with write_atomically(experiment.folder.path / "tables") as folder:
             save_tables(tidy_tables(results), folder)
     return results
 

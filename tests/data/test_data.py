@@ -1,4 +1,4 @@
-"""Reading labelled images from every kind of source."""
+"""Reading and sampling labelled images from every kind of source."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def parquet_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_parquet_folder_gives_named_splits_and_slices(parquet_folder: Path) -> None:
+def test_a_parquet_folder_has_named_splits_that_can_be_sliced(parquet_folder: Path) -> None:
     load = open_source(str(parquet_folder))
     assert len(read_split(load, "train")) == 12
     assert len(read_split(load, "test")) == 6
@@ -44,7 +44,7 @@ def test_parquet_folder_gives_named_splits_and_slices(parquet_folder: Path) -> N
     assert part.class_names == ("cat", "dog", "owl")
 
 
-def test_image_folder_and_saved_dataset_give_what_parquet_gives(parquet_folder: Path, tmp_path: Path) -> None:
+def test_image_folders_saved_datasets_and_parquet_give_the_same_images(parquet_folder: Path, tmp_path: Path) -> None:
     source = read_split(open_source(str(parquet_folder)), "train").with_transform(evaluation_transform(DATA_CONFIG))
     folder = tmp_path / "folder"
     for index, cell in enumerate(source.rows["image"]):
@@ -58,10 +58,10 @@ def test_image_folder_and_saved_dataset_give_what_parquet_gives(parquet_folder: 
         assert {images[item][0].numpy().tobytes(): images[item][1] for item in range(12)} == expected
 
 
-def test_images_are_resized_and_normalised_as_the_data_config_says() -> None:
+def test_images_are_resized_and_normalised_by_the_data_config() -> None:
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
     grey = io.BytesIO()
-    Image.new("L", (20, 12), 255).save(grey, "PNG")  # greyscale and not square, as found in the wild
+    Image.new("L", (20, 12), 255).save(grey, "PNG")  # greyscale and not square
     table = datasets.Dataset.from_dict({"image": [{"bytes": grey.getvalue(), "path": None}], "label": [2]}, features)
     images = read_split(lambda _: table, "train").with_transform(evaluation_transform(DATA_CONFIG))
     image, label = images[0]
@@ -69,17 +69,17 @@ def test_images_are_resized_and_normalised_as_the_data_config_says() -> None:
     torch.testing.assert_close(image, torch.full((3, 8, 8), (1 - 0.5) / 0.25))
 
 
-def test_unreadable_images_are_found_and_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_unreadable_images_are_dropped_and_logged_by_position(caplog: pytest.LogCaptureFixture) -> None:
     images = read_split(lambda _: rows(range(9), broken=(4,)), "train")
-    readable, hashes = images.readable(max_unreadable=0.1, threads=2)
+    readable, hashes = images.drop_unreadable(max_unreadable=0.1, threads=2)
     assert readable.indices.tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
     assert readable.labels.tolist() == [0, 1, 2, 0, 2, 0, 1, 2]
     assert len(set(hashes)) == 8
-    assert "split 'train': 1 of 9 images are skipped: 4 (" in caplog.text
+    assert "split 'train': 1 of 9 images cannot be read and are skipped: position 4 (" in caplog.text
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_unreadable_images_that_were_not_looked_for_become_skipped_rows(num_workers: int) -> None:
+def test_a_loader_marks_unreadable_images_as_skipped(num_workers: int) -> None:
     images = read_split(lambda _: rows(range(9), broken=(4,)), "train")
     loader = make_loader(
         images.with_transform(evaluation_transform(DATA_CONFIG)), batch_size=4, num_workers=num_workers
@@ -87,13 +87,13 @@ def test_unreadable_images_that_were_not_looked_for_become_skipped_rows(num_work
     assert torch.cat([labels for _, labels in loader]).tolist() == [0, 1, 2, 0, SKIPPED, 2, 0, 1, 2]
 
 
-def test_too_many_unreadable_images_are_an_error_that_names_them() -> None:
+def test_too_many_unreadable_images_raise_with_their_positions() -> None:
     images = read_split(lambda _: rows(range(9), broken=(1, 4, 5)), "train")
-    with pytest.raises(DataError, match=r"3 of 9 images cannot be read, 2 may be skipped \(position 1 \("):
-        images.readable(max_unreadable=0.2)
+    with pytest.raises(DataError, match=r"3 of 9 images cannot be read, but at most 2 may be skipped \(position 1 \("):
+        images.drop_unreadable(max_unreadable=0.2)
 
 
-def test_broken_bytes_of_every_format_are_unreadable_and_nothing_worse() -> None:
+def test_broken_bytes_of_every_format_count_as_unreadable() -> None:
     pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     rng = np.random.default_rng(1)
     cells = []
@@ -107,20 +107,20 @@ def test_broken_bytes_of_every_format_are_unreadable_and_nothing_worse() -> None
             cells.append({"bytes": bytes(content[: rng.integers(1, len(content) + 1)]), "path": None})
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
     table = datasets.Dataset.from_dict({"image": cells, "label": [0] * len(cells)}, features=features)
-    readable, _ = read_split(lambda _: table, "train").readable(max_unreadable=1.0)
+    readable, _ = read_split(lambda _: table, "train").drop_unreadable(max_unreadable=1.0)
     assert 0 < len(readable) < len(cells)
 
 
-def test_bytes_and_paths_are_images_too(tmp_path: Path) -> None:
+def test_images_can_be_stored_as_bytes_or_paths(tmp_path: Path) -> None:
     cell = rows([7]).cast_column("image", datasets.Image(decode=False))["image"][0]["bytes"]
     (tmp_path / "seven.png").write_bytes(cell)
     for column in ([cell], [str(tmp_path / "seven.png")]):
         table = datasets.Dataset.from_dict({"image": column, "label": [1]})
-        images, hashes = read_split(lambda _, table=table: table, "train").readable(max_unreadable=0)
+        images, hashes = read_split(lambda _, table=table: table, "train").drop_unreadable(max_unreadable=0)
         assert (len(images), len(hashes)) == (1, 1)
 
 
-def test_sampling_is_balanced_seeded_and_without_repeats() -> None:
+def test_a_sample_is_balanced_seeded_and_without_duplicates() -> None:
     images = read_split(lambda _: rows(range(30)), "train")
     sample = sample_balanced(images, num_images=9, seed=1)
     assert np.bincount(sample.labels).tolist() == [3, 3, 3]
@@ -130,7 +130,7 @@ def test_sampling_is_balanced_seeded_and_without_repeats() -> None:
     assert len(sample_balanced(images, num_images=None, seed=1)) == 30
 
 
-def test_sampling_per_class_takes_what_there_is_of_rare_classes() -> None:
+def test_sampling_per_class_takes_all_images_of_a_rare_class() -> None:
     images = read_split(lambda _: rows([*range(30), 30, 33, 36]), "train")  # 13, 10 and 10 of each class
     sample = sample_balanced(images.take(np.flatnonzero(images.indices > 20)), images_per_class=5, seed=1)
     assert np.bincount(sample.labels).tolist() == [5, 3, 3]
@@ -139,43 +139,43 @@ def test_sampling_per_class_takes_what_there_is_of_rare_classes() -> None:
         sample_balanced(images, images_per_class=0, seed=1)
 
 
-def test_overlap_is_found_by_content_whatever_the_splits_are_called() -> None:
+def test_overlapping_splits_are_detected_by_content() -> None:
     train, test = read_split(lambda _: rows(range(10)), "train"), read_split(lambda _: rows(range(8, 14)), "test")
     with pytest.raises(DataError, match="2 of the 10 images used to mine"):
-        refuse_overlap(test.content_hashes(), {"mine": train.content_hashes()})
-    refuse_overlap(test.content_hashes(), {"mine": train.take(np.arange(8)).content_hashes()})
+        refuse_overlap(test.hash_content(), {"mine": train.hash_content()})
+    refuse_overlap(test.hash_content(), {"mine": train.take(np.arange(8)).hash_content()})
 
 
-def test_names_of_the_hub_may_have_dots(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+def test_hub_names_may_contain_dots(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths: list[str] = []
 
     def load_dataset(*, path: str, **_: object) -> datasets.Dataset:
-        asked.append(path)
+        paths.append(path)
         return rows(range(3))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert len(read_split(open_source("owner/imagenet-v2.0"), "test")) == 3
-    assert asked == ["owner/imagenet-v2.0"]
+    assert paths == ["owner/imagenet-v2.0"]
 
 
-def test_labels_can_be_numbered_by_name() -> None:
-    images = read_split(lambda _: rows(range(6)), "train").renamed(["owl", "elk", "cat", "dog"])
+def test_labels_can_be_renumbered_by_class_name() -> None:
+    images = read_split(lambda _: rows(range(6)), "train").relabel(["owl", "elk", "cat", "dog"])
     assert images.labels.tolist() == [2, 3, 0, 2, 3, 0]
     assert images.class_names == ("owl", "elk", "cat", "dog")
-    hidden = replace(images, class_names=("a", "b", "c"), labels=np.array([-1, 0, 1, 2, 3, 0])).renamed(["c", "a", "b"])
+    hidden = replace(images, class_names=("a", "b", "c"), labels=np.array([-1, 0, 1, 2, 3, 0])).relabel(["c", "a", "b"])
     assert hidden.labels.tolist() == [-1, 1, 2, 0, 3, 1]
     with pytest.raises(DataError, match="label -1 of image 0 is out of range"):
         check_labels(hidden, num_classes=3)
 
 
-def test_labels_outside_the_head_are_refused_by_value_and_image() -> None:
+def test_a_label_outside_the_head_raises_with_its_value_and_image() -> None:
     images = read_split(lambda _: rows(range(6)), "train")
     check_labels(images, num_classes=3)
     with pytest.raises(DataError, match="label 2 of image 2 is out of range: the model has 2 classes"):
         check_labels(images, num_classes=2)
 
 
-def test_string_and_integer_labels_are_understood() -> None:
+def test_labels_can_be_strings_or_integers() -> None:
     table = rows(range(4)).remove_columns("label")
     words = read_split(lambda _: table.add_column("label", ["owl", "cat", "owl", "dog"]), "train")
     assert (words.class_names, words.labels.tolist()) == (("cat", "dog", "owl"), [2, 0, 2, 1])
@@ -191,34 +191,34 @@ def test_string_and_integer_labels_are_understood() -> None:
         ("{folder}", "validation", "split 'validation' of data source .* cannot be read"),
     ],
 )
-def test_missing_data_is_said_in_one_line(parquet_folder: Path, source: str, split: str, message: str) -> None:
+def test_missing_data_raises_in_one_line(parquet_folder: Path, source: str, split: str, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         open_source(source.format(folder=parquet_folder))(split)
     assert "\n" not in str(caught.value)
 
 
-def test_an_image_without_a_label_is_refused() -> None:
+def test_an_image_without_a_label_raises() -> None:
     table = rows(range(3)).remove_columns("label").add_column("label", [0, None, 1])
     with pytest.raises(DataError, match="no label for image 1"):
         read_split(lambda _: table, "train")
 
 
-def test_an_empty_folder_is_said_to_be_empty(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no parquet files and no images"):
+def test_an_empty_folder_raises(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="contains neither parquet files nor images"):
         open_source(str(tmp_path))
 
 
-def test_missing_columns_are_said_with_those_there_are() -> None:
+def test_a_missing_column_raises_with_the_columns_of_the_data() -> None:
     table = rows(range(3)).rename_column("label", "kind")
-    with pytest.raises(DataError, match=r"no label column named like label, .* columns: image, kind"):
+    with pytest.raises(DataError, match=r"no label column named label, .* or cls; columns: image, kind"):
         read_split(lambda _: table, "train")
     assert read_split(lambda _: table, "train", label_column="kind").labels.tolist() == [0, 1, 2]
 
 
-def test_the_embedded_images_are_disjoint_balanced_cifar10() -> None:
+def test_the_embedded_cifar10_splits_are_balanced_and_disjoint() -> None:
     load = open_source("demo")
     train, test = read_split(load, "train"), read_split(load, "test")
     assert np.bincount(train.labels).tolist() == [200] * 10
     assert np.bincount(test.labels).tolist() == [400] * 10
     assert train.class_names[:3] == ("airplane", "automobile", "bird")
-    refuse_overlap(test.content_hashes(), {"mine": train.content_hashes()})
+    refuse_overlap(test.hash_content(), {"mine": train.hash_content()})

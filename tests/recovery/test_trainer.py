@@ -264,7 +264,7 @@ def test_recovery_sees_what_is_evaluated_but_for_flips(size: tuple[int, int]) ->
 
 def test_unreadable_images_are_not_trained_on() -> None:
     broken = read_split(lambda _: rows(range(24), broken=(3,)), "train")
-    with pytest.raises(DataError, match="1 of 24 images cannot be read, 0 may be skipped"):
+    with pytest.raises(DataError, match="1 of 24 images cannot be read, but at most 0 may be skipped"):
         trained(broken, epochs=1)
     _, history = trained(broken, epochs=1, max_unreadable=0.1)
     assert history[0]["loss"] > 0

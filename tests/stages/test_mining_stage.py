@@ -260,7 +260,7 @@ def test_images_with_several_labels_are_mined_for_each_of_them(folder: Path) -> 
     paths = PathSet.load(folder / "run" / "mined" / "all" / "paths.parquet")
     pairs = sorted(zip(paths.indices.tolist(), paths.targets.tolist(), strict=True))
     assert pairs == [(index, label) for index, several in enumerate(labels) for label in several]
-    with pytest.raises(DataError, match="holds lists; images with several labels can be mined"):
+    with pytest.raises(DataError, match="contains lists; images with several labels can be mined"):
         mine(folder, "one")
     with pytest.raises(ValueError, match="only_correct is about images with one label each"):
         mine(folder, "right", objective="label-probability", only_correct=True)

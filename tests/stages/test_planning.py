@@ -142,10 +142,10 @@ def test_what_a_max_drop_is_found_on_is_neither_evaluated_nor_mined(folder: Path
         recipe = with_validation(folder, prune={"max_drop": 1.0})
         splits = {"validation": "validation", other: "validation"}
         data = {"source": str(folder / "data"), "splits": splits}
-        with pytest.raises(DataError, match="accuracy on them would not be honest"):
+        with pytest.raises(DataError, match="would bias the accuracy"):
             run_recipe(recipe.model_copy(update={"data": type(recipe.data).model_validate(data)}), overwrite=True)
     for command in (prune_recipe, plan_recipe):  # neither of which evaluates
-        with pytest.raises(DataError, match="images used to calibrate are also validated on"):
+        with pytest.raises(DataError, match="images used to calibrate are also validation images"):
             command(recipe.model_copy(update={"data": type(recipe.data).model_validate(data)}), overwrite=True)
 
 
