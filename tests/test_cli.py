@@ -97,7 +97,7 @@ MISTAKES = {
     ),
     "missing data": (["data.source=./nowhere"], "data source './nowhere' does not exist"),
     "missing split": (["data.splits.evaluate=validation"], "split 'validation' of data source"),
-    "ratio out of range": (["prune.ratio=1.2"], "ratio 1.2 is the fraction of neurons removed"),
+    "ratio out of range": (["prune.ratio=1.2"], "ratio 1.2 is out of range"),
     "unknown key": (["prune.rato=0.2"], "unknown key 'prune.rato'; did you mean 'ratio'?"),
     "unknown criterion": (["score.criteria=[tayler]"], "unknown criterion 'tayler'; did you mean 'taylor'?"),
     "criterion twice": (["score.criteria=[path, path]"], "'path' is there twice"),

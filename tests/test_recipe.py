@@ -101,7 +101,7 @@ def test_all_problems_are_reported_at_once_by_their_dotted_path(tmp_path: Path) 
         load_recipe(written(tmp_path, text))
     message = str(caught.value)
     for part in (
-        "prune.ratio: ratio 1.2 is the fraction of neurons removed: at least 0, less than 1",
+        "prune.ratio: ratio 1.2 is out of range; a ratio is the fraction removed: at least 0, less than 1",
         "unknown key 'prune.rond_to'; did you mean 'round_to'?",
         "score.criteria: unknown criterion 'tayler'; did you mean 'taylor'?",
         "compensation: unknown compensation 'meen'; did you mean 'mean'?",

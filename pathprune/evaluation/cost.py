@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
@@ -13,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pathprune.models.adapt import adapt, evaluating
 from pathprune.models.graph import PlainMlp
 from pathprune.models.seam import AdaptedModel, NeuronSite
-from pathprune.pruning.budget import Cost
+from pathprune.pruning.budget import Cost, CostKind
 
 
 def count_params(model: nn.Module) -> int:
@@ -38,7 +37,7 @@ def mlp_mac_share(model: nn.Module, image_size: int | tuple[int, int], *, num_ch
 
 def neuron_cost(
     adapted: AdaptedModel,
-    kind: Literal["params", "macs"],
+    kind: CostKind,
     image_size: int | tuple[int, int],
     *,
     num_channels: int = 3,

@@ -1,4 +1,4 @@
-"""Plans of what to keep, and the narrower models they lead to."""
+"""Plans of the neurons to keep, and the narrower models that they lead to."""
 
 from pathprune.pruning.budget import Budget, BudgetError, Cost
 from pathprune.pruning.compensation import (
@@ -12,8 +12,10 @@ from pathprune.pruning.compensation import (
 from pathprune.pruning.damage import measure_damage
 from pathprune.pruning.least_squares import LeastSquares
 from pathprune.pruning.masking import masked
-from pathprune.pruning.plan import PlanLadder, PlanRow, PrunePlan, make_plan, plan_ladder
+from pathprune.pruning.plan import PlanRow, PrunePlan
+from pathprune.pruning.plan_ladder import PlanLadder, build_plan_ladder, make_plan
 from pathprune.pruning.removal import prune
+from pathprune.pruning.rules import WidthRules
 from pathprune.pruning.sequential import Sequential
 from pathprune.pruning.surgery import apply_plan
 
@@ -30,12 +32,13 @@ __all__ = [
     "PlanRow",
     "PrunePlan",
     "Sequential",
+    "WidthRules",
     "apply_plan",
+    "build_plan_ladder",
     "list_compensations",
     "make_plan",
     "masked",
     "measure_damage",
     "parse_compensation",
-    "plan_ladder",
     "prune",
 ]

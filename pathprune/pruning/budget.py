@@ -1,7 +1,7 @@
-"""Budgets: how much of the model is to go, in what, and which rung of a ladder comes nearest to it.
+"""Budgets: the share of a model to remove, and the rung of a ladder that comes nearest to this share.
 
-Shares are fractions of the dense model. Neurons, parameters and multiply-accumulates are sums over sites, so the rung
-is looked up; latency and accuracy are measured, so the rung is searched for with few measurements.
+Shares are fractions of the dense model. Neurons, parameters and multiply-accumulates are sums over sites, so their rung
+is looked up. Latency and accuracy are measured, so their rung is searched for with few measurements.
 """
 
 from __future__ import annotations
@@ -13,7 +13,12 @@ from typing import Literal, NamedTuple
 
 from pathprune.pruning.allocation import Ladder
 
-BudgetKind = Literal["neurons", "params", "macs", "latency", "max-drop"]
+CostKind = Literal["params", "macs"]
+"""A cost that is a sum over modules."""
+ShareKind = Literal["neurons", CostKind, "latency"]
+"""A budget given as the share to remove."""
+BudgetKind = Literal[ShareKind, "max-drop"]
+"""Any budget; `max-drop` is given in points of top-1 that may be lost."""
 
 UNITS: Mapping[BudgetKind, str] = {
     "neurons": "MLP neurons",
@@ -23,111 +28,114 @@ UNITS: Mapping[BudgetKind, str] = {
     "max-drop": "points of top-1",
 }
 
-_TOLERANCE = 0.01  # what a share may be off by where steps are finer
-_RESOLUTION = 0.005  # the share at which a search for an accuracy stops
+_TOLERANCE = 0.01  # allowed error of a share, unless the ladder's steps are coarser
+_RESOLUTION = 0.005  # width in shares of the interval at which a search by accuracy stops
 
 
 class BudgetError(ValueError):
-    """No plan meets the budget; the message names the nearest there is."""
+    """A budget that no plan meets; the message names the nearest possible one."""
 
 
 class Budget(NamedTuple):
-    """What is asked for: the share of `kind` that goes, or the points of top-1 that may be lost (`max-drop`)."""
+    """An amount to remove: a share of `kind`, or the points of top-1 that may be lost (`max-drop`)."""
 
     kind: BudgetKind
     amount: float
 
     def __str__(self) -> str:
-        """As people say it: `50%`, `40% of MACs`, `a drop of 1 at most`."""
+        """Format for readers: `50%`, `40% of MACs`, `a drop of 1 at most`."""
         if self.kind == "max-drop":
             return f"a drop of {self.amount:g} at most"
         return f"{self.amount:.0%}" if self.kind == "neurons" else f"{self.amount:.0%} of {UNITS[self.kind]}"
 
     @property
     def slug(self) -> str:
-        """As a part of file names; a bare number is a share of neurons."""
+        """Return the budget as part of a file name; a bare number is a share of neurons."""
         return str(self.amount) if self.kind == "neurons" else f"{self.kind}-{self.amount}"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What the whole dense model costs, and each neuron of a site; sites that are not named cost nothing."""
+    """Cost of the whole dense model, and of each neuron by site; sites without an entry cost nothing."""
 
     total: float
     per_neuron: Mapping[str, float]
 
-    def removed(self, ladder: Ladder, *, dense: Mapping[str, int]) -> list[float]:
-        """The share of the total that is gone on every rung, given the dense widths."""
-        whole = sum(weight * dense[name] for name, weight in self.per_neuron.items())
-        return [(whole - left) / self.total for left in ladder.weights(self.per_neuron)]
+    def compute_removed_shares(self, ladder: Ladder, *, dense: Mapping[str, int]) -> list[float]:
+        """Return the share of the total that is removed on every rung; `dense` holds the dense widths."""
+        dense_cost = sum(cost * dense[name] for name, cost in self.per_neuron.items())
+        return [(dense_cost - cost) / self.total for cost in ladder.sum_per_rung(self.per_neuron)]
 
 
-class Measured(NamedTuple):
-    """A share as measured: median and quartiles."""
+class ShareEstimate(NamedTuple):
+    """A measured share: median, first and third quartile."""
 
     median: float
     low: float
     high: float
 
 
-def nearest_rung(removed: Sequence[float], *, ratio: float, of: str) -> int:
-    """The rung whose removed share is nearest to `ratio`, the wider of two equally near; shares rise from rung to rung.
+def find_nearest_rung(shares: Sequence[float], *, ratio: float, total: str) -> int:
+    """Return the rung whose removed share is nearest to `ratio`, and the wider of two equally near rungs.
 
-    Raises BudgetError where it is off by more than a point and more than the step beside it.
+    `shares` rise from rung to rung. `total` names the whole for the error message. Raises BudgetError if the nearest
+    share is off by more than 0.01 and by more than the steps next to it.
     """
-    above = min(bisect_left(removed, ratio), len(removed) - 1)
+    above = min(bisect_left(shares, ratio), len(shares) - 1)
     below = max(above - 1, 0)
     # rounded, since two shares may be equally near up to the last bit
-    rung = above if round(removed[above] - ratio, 9) < round(ratio - removed[below], 9) else below
-    beside = removed[max(rung - 1, 0) : rung + 2]
-    if round(abs(removed[rung] - ratio) - max(_TOLERANCE, max(beside) - min(beside)), 9) > 0:
-        raise unmet(ratio, nearest=removed[rung], of=of)
+    rung = above if round(shares[above] - ratio, 9) < round(ratio - shares[below], 9) else below
+    neighbours = shares[max(rung - 1, 0) : rung + 2]
+    if round(abs(shares[rung] - ratio) - max(_TOLERANCE, max(neighbours) - min(neighbours)), 9) > 0:
+        raise build_budget_error(ratio, nearest=shares[rung], total=total)
     return rung
 
 
-def unmet(ratio: float, *, nearest: float, of: str) -> BudgetError:
-    """The error for a share that no rung comes near to."""
-    least_or_most = "at most" if nearest < ratio else "at least"
+def build_budget_error(ratio: float, *, nearest: float, total: str) -> BudgetError:
+    """Return the error for a ratio that no rung comes near to."""
+    bound = "at most" if nearest < ratio else "at least"
     return BudgetError(
-        f"no plan removes {ratio:.4g} of {of}: {least_or_most} {nearest:.4g} can go; "
-        f"ask for {nearest:.4g}, or change prune.min_width, round_to, block_ratios or exclude_blocks"
+        f"no plan removes {ratio:.4g} of {total}: {bound} {nearest:.4g} can be removed; ask for {nearest:.4g}, or "
+        "change prune.min_width, round_to, block_ratios or exclude_blocks"
     )
 
 
-def measured_rung(
-    expected: Sequence[float], *, ratio: float, of: str, measure: Callable[[int], Measured]
-) -> tuple[int, Measured]:
-    """The rung whose measured share meets `ratio`, within a point or within its quartiles at the end of the search.
+def search_measured_rung(
+    expected: Sequence[float], *, ratio: float, total: str, measure: Callable[[int], ShareEstimate]
+) -> tuple[int, ShareEstimate]:
+    """Return the rung whose measured share is nearest to `ratio`, and the share; measures every rung once at most.
 
-    `expected` are shares, rising from rung to rung, that the measured ones are roughly proportional to: the next rung
-    to measure is read off a line through the two around `ratio`. Each rung is measured once at most. Raises BudgetError
-    where the narrowest rung falls short of `ratio` by more than a point and beyond its quartiles.
+    `expected` are shares that rise from rung to rung and are roughly proportional to the measured ones. The next rung
+    to measure is interpolated between the two measured rungs around `ratio`. The search stops within 0.01 of `ratio`,
+    or when no rung is left between the two. Raises BudgetError if the narrowest rung falls short of `ratio` by more
+    than 0.01 and beyond its quartiles.
     """
-    known = {0: Measured(0.0, 0.0, 0.0)}
+    known = {0: ShareEstimate(0.0, 0.0, 0.0)}
     wide, narrow = 0, len(expected) - 1
     known[narrow] = measure(narrow) if narrow else known[0]
     if ratio > max(known[narrow].high, known[narrow].median + _TOLERANCE):
-        raise unmet(ratio, nearest=known[narrow].median, of=of)
-    while narrow - wide > 1 and min(abs(each.median - ratio) for each in known.values()) > _TOLERANCE:
+        raise build_budget_error(ratio, nearest=known[narrow].median, total=total)
+    while narrow - wide > 1 and min(abs(share.median - ratio) for share in known.values()) > _TOLERANCE:
         span = known[narrow].median - known[wide].median
         part = min(max((ratio - known[wide].median) / span, 0.0), 1.0) if span > 0 else 0.5
-        aim = expected[wide] + part * (expected[narrow] - expected[wide])
-        rung = min(max(bisect_left(expected, aim), wide + 1), narrow - 1)
+        target = expected[wide] + part * (expected[narrow] - expected[wide])
+        rung = min(max(bisect_left(expected, target), wide + 1), narrow - 1)
         known[rung] = measure(rung)
         wide, narrow = (rung, narrow) if known[rung].median < ratio else (wide, rung)
-    rung = min(known, key=lambda each: abs(known[each].median - ratio))
+    rung = min(known, key=lambda rung: abs(known[rung].median - ratio))
     return rung, known[rung]
 
 
-def narrowest_rung(expected: Sequence[float], *, holds: Callable[[int], bool]) -> int:
-    """The narrowest rung on which `holds`, to half a point of `expected` shares, by bisection; rung 0 is taken to hold.
+def search_narrowest_rung(shares: Sequence[float], *, is_acceptable: Callable[[int], bool]) -> int:
+    """Return the narrowest acceptable rung, to 0.005 of `shares`, by bisection; assumes that rung 0 is acceptable.
 
-    Where `holds` is not monotonous, it is one rung that holds beside one that does not.
+    If acceptance is not monotonic, the result is one acceptable rung next to an unacceptable one.
     """
-    shares = [*expected, expected[-1] + 2 * _RESOLUTION]  # beyond the last rung nothing holds
-    wide, narrow = 0, len(expected)
-    while narrow - wide > 1 and shares[narrow] - shares[wide] > _RESOLUTION:
-        middle = bisect_left(shares, (shares[wide] + shares[narrow]) / 2)
+    # a last rung that is never acceptable, so that the narrowest real rung can be the result
+    bounds = [*shares, shares[-1] + 2 * _RESOLUTION]
+    wide, narrow = 0, len(shares)
+    while narrow - wide > 1 and bounds[narrow] - bounds[wide] > _RESOLUTION:
+        middle = bisect_left(bounds, (bounds[wide] + bounds[narrow]) / 2)
         middle = min(max(middle, wide + 1), narrow - 1)
-        wide, narrow = (middle, narrow) if holds(middle) else (wide, middle)
+        wide, narrow = (middle, narrow) if is_acceptable(middle) else (wide, middle)
     return wide

@@ -8,7 +8,7 @@ import torch
 
 from pathprune.models.seam import NeuronSite
 from pathprune.pruning.plan import PrunePlan
-from pathprune.scoring.scores import Scores, checked_scores
+from pathprune.scoring.scores import Scores, validate_scores
 
 
 def widths_after(plan: PrunePlan, *, done: int, rounds: int) -> dict[str, int]:
@@ -20,7 +20,7 @@ def keep_best(scores: Scores, *, sites: Sequence[NeuronSite], widths: Mapping[st
     """Keep the `widths[name]` best-scored neurons of every site; of equal scores, the lower column."""
     kept = {
         name: values.sort(descending=True, stable=True).indices[: widths[name]].sort().values
-        for name, values in checked_scores(scores, sites=sites).items()
+        for name, values in validate_scores(scores, sites=sites).items()
     }
     return PrunePlan(
         kept=kept,

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from pathprune.pruning.budget import BudgetKind
 from pathprune.section import Section
 
 ROW_VERSION = 4
@@ -56,7 +57,7 @@ class VariantRow(Timing):
     criterion_options: dict[str, Any] | None = None
     compensation: str | None
     tokens: str | None
-    budget_kind: str
+    budget_kind: BudgetKind
     budget: float
     budget_reached: float
     budget_spread: tuple[float, float] | None

@@ -12,7 +12,7 @@ from pathprune.scoring.criteria import (
 from pathprune.scoring.path_criteria import PathClassCriterion, PathCriterion
 from pathprune.scoring.path_surgeon import PathSurgeon, path_sensitivity
 from pathprune.scoring.plain_criteria import Random, Variance, VarianceWeighted
-from pathprune.scoring.scores import Scores, checked_scores
+from pathprune.scoring.scores import Scores, validate_scores
 from pathprune.scoring.sensitivity import OutputSensitivity, output_sensitivity
 from pathprune.scoring.statistics import ActivationStatistics, Moments, collect_statistics
 from pathprune.scoring.surgeon import BrainSurgeon
@@ -53,7 +53,6 @@ __all__ = [
     "Variance",
     "VarianceWeighted",
     "Wanda",
-    "checked_scores",
     "collect_statistics",
     "get_criterion",
     "gradient_importance_scores",
@@ -64,4 +63,5 @@ __all__ = [
     "path_sensitivity",
     "register",
     "score",
+    "validate_scores",
 ]

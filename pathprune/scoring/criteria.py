@@ -18,7 +18,7 @@ from torch import Tensor
 from pathprune.mining.class_stats import ClassStats
 from pathprune.models.seam import AdaptedModel
 from pathprune.scoring.registry import Registered, Registry
-from pathprune.scoring.scores import Scores, checked_scores
+from pathprune.scoring.scores import Scores, validate_scores
 from pathprune.scoring.statistics import ActivationStatistics
 
 Tokens = Literal["all", "class"]
@@ -46,7 +46,6 @@ class Criterion(Registered):
     needs_statistics: ClassVar[bool] = False
     needs_covariance: ClassVar[bool] = False  # the statistics with covariances
     needs_labels: ClassVar[bool] = False  # labelled batches
-    stochastic: ClassVar[bool] = False  # the seed decides: worth several runs
 
     @property
     def needs_mining(self) -> Tokens | None:
@@ -87,6 +86,6 @@ def score(context: ScoringContext, *, criterion: str | Mapping[str, Any] | Crite
             raise ValueError(f"criterion {criterion.name!r} needs activation statistics; see collect_statistics")
         context.statistics.check(sites, covariance=criterion.needs_covariance)
     try:
-        return checked_scores(criterion(context), sites=sites)
+        return validate_scores(criterion(context), sites=sites)
     except ValueError as error:
         raise ValueError(f"criterion {criterion.name!r}: {error}") from error

@@ -38,9 +38,7 @@ class VarianceWeighted(Variance):
 
 @register("random")
 class Random(Criterion):
-    """Uniform random scores from the context's seed, the same on every device."""
-
-    stochastic: ClassVar[bool] = True
+    """Uniform random scores from the recipe's seed, the same on every device: the baseline to beat."""
 
     def __call__(self, context: ScoringContext) -> Scores:
         generator = torch.Generator().manual_seed(context.seed)

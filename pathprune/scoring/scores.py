@@ -12,7 +12,7 @@ from pathprune.models.seam import NeuronSite
 Scores = dict[str, Tensor]
 
 
-def checked_scores(scores: Mapping[str, Tensor], *, sites: Sequence[NeuronSite]) -> Scores:
+def validate_scores(scores: Mapping[str, Tensor], *, sites: Sequence[NeuronSite]) -> Scores:
     """The scores of exactly these sites, in their order, as float64 on the CPU.
 
     Raises ValueError naming the site whose scores are missing, of another width than the site's, or not finite.

@@ -22,7 +22,7 @@ from pathprune.models.graph import TracedMlp, trace
 from pathprune.models.seam import AdaptedModel
 from pathprune.scoring.criteria import Criterion, ScoringContext, register
 from pathprune.scoring.gradients import weight_gradients
-from pathprune.scoring.scores import Scores, checked_scores
+from pathprune.scoring.scores import Scores, validate_scores
 
 
 def importance_scores(adapted: AdaptedModel, *, importance: Callable[[Any], Tensor]) -> Scores:
@@ -70,7 +70,7 @@ class ScoresImportance(tp.importance.Importance):  # type: ignore[misc]  # torch
     """
 
     def __init__(self, scores: Mapping[str, Tensor], *, adapted: AdaptedModel) -> None:
-        checked = checked_scores(scores, sites=adapted.sites)
+        checked = validate_scores(scores, sites=adapted.sites)
         self._scores = {site.down: checked[site.name] for site in adapted.sites}
         self._names = {site.down: site.name for site in adapted.sites}
 

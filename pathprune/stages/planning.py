@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -16,12 +17,19 @@ from pathprune.pruning import (
     LeastSquares,
     PlanLadder,
     PrunePlan,
+    WidthRules,
+    build_plan_ladder,
     measure_damage,
-    plan_ladder,
     prune,
 )
 from pathprune.pruning.allocation import Curve
-from pathprune.pruning.budget import UNITS, Measured, measured_rung, narrowest_rung, nearest_rung
+from pathprune.pruning.budget import (
+    UNITS,
+    ShareEstimate,
+    find_nearest_rung,
+    search_measured_rung,
+    search_narrowest_rung,
+)
 from pathprune.stages.experiment import Experiment
 from pathprune.stages.latency import timed, timing_key
 from pathprune.stages.variants import Variant, label
@@ -50,15 +58,15 @@ class Planner:
         """Which neurons a variant keeps. Raises BudgetError, with the nearest plan, where none meets its budget."""
         config = self.experiment.recipe.prune
         damage, work = self._damage(variant) if config.normalize == "damage" else (None, 0.0)
-        plans = self._ladder(variant, scope=config.scope, normalize=config.normalize, cost=self._cost, damage=damage)
+        plans = self._ladder(variant, config.width_rules, cost=self._cost, damage=damage)
         by = {"latency": self._by_latency, "max-drop": self._by_accuracy}.get(variant.budget.kind, self._by_sum)
         return replace(by(variant, plans), work=work)
 
     def _by_sum(self, variant: Variant, plans: PlanLadder) -> Planned:
         """Neurons, parameters and multiply-accumulates add up over blocks."""
-        removed = plans.removed(self._cost)
+        removed = plans.compute_removed_shares(self._cost)
         is_open = plans.competing or self._cost is not None
-        rung = nearest_rung(removed, ratio=variant.budget.amount, of=self._of) if is_open else 0
+        rung = find_nearest_rung(removed, ratio=variant.budget.amount, total=self._of) if is_open else 0
         return Planned(plans.plan(rung), removed[rung])
 
     @property
@@ -76,30 +84,36 @@ class Planner:
         size = self.experiment.data_config["input_size"][1:]
         return neuron_cost(self.experiment.adapted, "params" if kind == "params" else "macs", tuple(size))
 
-    def _ladder(self, variant: Variant, **settings: Any) -> PlanLadder:
-        config = self.experiment.recipe.prune
-        return plan_ladder(
+    def _ladder(
+        self,
+        variant: Variant,
+        rules: WidthRules,
+        *,
+        cost: Cost | None = None,
+        damage: Mapping[str, Curve] | None = None,
+    ) -> PlanLadder:
+        return build_plan_ladder(
             self.experiment.scores(variant.criterion),
             sites=self.experiment.adapted.sites,
-            round_to=config.round_to,
-            min_width=config.min_width,
-            block_ratios=config.block_ratios,
-            exclude_blocks=config.exclude_blocks,
-            **settings,
+            rules=rules,
+            cost=cost,
+            damage=damage,
         )
 
     def _by_latency(self, variant: Variant, plans: PlanLadder) -> Planned:
         """Plans of the same widths take the same time, whatever criterion they are by, and are timed once."""
         experiment, ratio = self.experiment, variant.budget.amount
 
-        def measure(rung: int) -> Measured:
+        def measure(rung: int) -> ShareEstimate:
             models = {"dense": experiment.model, "pruned": prune(experiment.adapted, plan=plans.plan(rung)).model}
             times = timed(experiment, models)
             faster = speedup(times["dense"], times["pruned"])
-            return Measured(*(1 - 1 / each for each in (faster.median, faster.low, faster.high)))
+            return ShareEstimate(*(1 - 1 / each for each in (faster.median, faster.low, faster.high)))
 
         def search() -> dict[str, Any]:
-            rung, share = measured_rung(plans.removed(self._cost), ratio=ratio, of=self._of, measure=measure)
+            rung, share = search_measured_rung(
+                plans.compute_removed_shares(self._cost), ratio=ratio, total=self._of, measure=measure
+            )
             return {"rung": rung, **share._asdict()}
 
         key = key_of(ladder=[plans.ladder.start, plans.ladder.changes], ratio=ratio, latency=timing_key(experiment))
@@ -127,8 +141,8 @@ class Planner:
             )
             return 100 * float(dense.correct.mean() - found.correct.mean())
 
-        removed = plans.removed(self._cost)
-        rung = narrowest_rung(removed, holds=lambda rung: drop(rung) <= allowed + 1e-9)
+        removed = plans.compute_removed_shares(self._cost)
+        rung = search_narrowest_rung(removed, is_acceptable=lambda rung: drop(rung) <= allowed + 1e-9)
         lost = drop(rung)
         if lost > allowed + 1e-9:
             raise BudgetError(
@@ -150,8 +164,9 @@ class Planner:
             )
         if variant.compensation.needs_batches:
             variant = replace(variant, compensation=LeastSquares())
-        plans = self._ladder(variant, scope="uniform")
-        shares = np.asarray(plans.removed())
+        rules = replace(experiment.recipe.prune.width_rules, scope="uniform", normalize="none")
+        plans = self._ladder(variant, rules)
+        shares = np.asarray(plans.compute_removed_shares())
         rungs = sorted({int(np.abs(shares - (1 - kept)).argmin()) for kept in _DAMAGE_SHARES} - {0})
         if variant.compensation.needs_statistics:
             experiment.statistics()
@@ -161,7 +176,8 @@ class Planner:
                 return measured()
 
         def measured() -> dict[str, Curve]:
-            curves: dict[str, list[tuple[int, float]]] = {name: [(plans.widths[name], 0.0)] for name in plans.competing}
+            dense = plans.dense_widths
+            curves: dict[str, list[tuple[int, float]]] = {name: [(dense[name], 0.0)] for name in plans.competing}
             for rung in rungs:
                 narrowed = experiment.pruned(variant, plans.plan(rung))
                 what = f"measuring damage at {1 - shares[rung]:.0%} width"
@@ -169,7 +185,7 @@ class Planner:
                 found = measure_damage(
                     experiment.adapted, narrowed, batches, class_logits=experiment.objective.class_logits
                 )
-                widths = plans.ladder.widths(rung)
+                widths = plans.ladder.widths_at(rung)
                 for name in plans.competing:
                     if widths[name] < curves[name][-1][0]:
                         curves[name].append((widths[name], found[name]))

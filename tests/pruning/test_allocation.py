@@ -7,57 +7,58 @@ import torch
 
 from pathprune.pruning.allocation import (
     Ladder,
-    allowed_widths,
-    damage_steps,
-    score_steps,
-    uniform_ladder,
-    valued_ladder,
+    build_uniform_ladder,
+    build_value_ladder,
+    list_allowed_widths,
+    value_steps_by_damage,
+    value_steps_by_score,
 )
 
 
 def all_widths(ladder: Ladder) -> list[tuple[int, ...]]:
-    return [tuple(ladder.widths(rung).values()) for rung in range(ladder.last + 1)]
+    return [tuple(ladder.widths_at(rung).values()) for rung in range(len(ladder.changes) + 1)]
 
 
 def test_allowed_widths_are_multiples_down_to_min_width_and_the_dense_width():
-    assert allowed_widths(20, round_to=8, min_width=1) == [8, 16, 20]
-    assert allowed_widths(20, round_to=8, min_width=9) == [16, 20]
-    assert allowed_widths(16, round_to=8, min_width=1) == [8, 16]
-    assert allowed_widths(4, round_to=8, min_width=1) == [4]
+    assert list_allowed_widths(20, round_to=8, min_width=1) == [8, 16, 20]
+    assert list_allowed_widths(20, round_to=8, min_width=9) == [16, 20]
+    assert list_allowed_widths(16, round_to=8, min_width=1) == [8, 16]
+    assert list_allowed_widths(4, round_to=8, min_width=1) == [4]
 
 
 def test_uniform_narrows_sites_of_equal_widths_together_and_others_when_they_are_due():
     equal = {"a": [1, 2, 3], "b": [1, 2, 3]}
-    assert all_widths(uniform_ladder(equal, fixed={})) == [(3, 3), (2, 2), (1, 1)]
+    assert all_widths(build_uniform_ladder(equal, fixed={})) == [(3, 3), (2, 2), (1, 1)]
     # a leaves 4 at 1/8, b leaves 2 at 1/4, a leaves 3 at 3/8 and 2 at 5/8
     mixed = {"a": [1, 2, 3, 4], "b": [1, 2]}
-    assert all_widths(uniform_ladder(mixed, fixed={})) == [(4, 2), (3, 2), (3, 1), (2, 1), (1, 1)]
+    assert all_widths(build_uniform_ladder(mixed, fixed={})) == [(4, 2), (3, 2), (3, 1), (2, 1), (1, 1)]
 
 
 def test_fixed_sites_stay_as_they_are():
-    ladder = uniform_ladder({"a": [1, 2]}, fixed={"b": 7})
-    assert [ladder.widths(rung) for rung in (0, 1)] == [{"a": 2, "b": 7}, {"a": 1, "b": 7}]
-    assert ladder.weights({"a": 10, "b": 1}) == [27, 17]
-    assert ladder.weights({"a": 10}) == [20, 10]
+    ladder = build_uniform_ladder({"a": [1, 2]}, fixed={"b": 7})
+    assert [ladder.widths_at(rung) for rung in (0, 1)] == [{"a": 2, "b": 7}, {"a": 1, "b": 7}]
+    assert ladder.sum_per_rung({"a": 10, "b": 1}) == [27, 17]
+    assert ladder.sum_per_rung({"a": 10}) == [20, 10]
 
 
 def test_the_least_valued_steps_go_first():
     allowed = {"a": [1, 2, 4], "b": [1, 3]}
-    steps = [*score_steps("a", allowed["a"], [9, 5, 1, 2]), *score_steps("b", allowed["b"], [9, 3, 3])]
+    scores = {"a": [9, 5, 1, 2], "b": [9, 3, 3]}
+    steps = [step for name in allowed for step in value_steps_by_score(name, allowed[name], scores[name])]
     assert [step.value for step in steps] == [5, 1.5, 3]
-    ladder = valued_ladder(steps, allowed=allowed, fixed={})
+    ladder = build_value_ladder(steps, allowed=allowed, fixed={})
     assert all_widths(ladder) == [(4, 3), (2, 3), (2, 1), (1, 1)]
-    assert ladder.weights({"a": 1, "b": 1}) == [7, 5, 3, 2]
+    assert ladder.sum_per_rung({"a": 1, "b": 1}) == [7, 5, 3, 2]
 
 
 def test_a_dent_in_a_damage_curve_is_levelled():
     # from 4 to 3 costs 5, on to 2 only 1 more, on to 1 another 12: the hull goes from (4, 0) through (2, 6) to (1, 18)
-    steps = list(damage_steps("a", [1, 2, 3, 4], [(4, 0.0), (3, 5.0), (2, 6.0), (1, 18.0)], cost=2.0))
+    steps = list(value_steps_by_damage("a", [1, 2, 3, 4], [(4, 0.0), (3, 5.0), (2, 6.0), (1, 18.0)], cost=2.0))
     assert [step.value for step in steps] == [6.0, 1.5, 1.5]
 
 
 def test_damage_is_read_off_between_the_measured_widths():
-    steps = list(damage_steps("a", [2, 5, 8], [(8, 0.0), (4, 4.0), (2, 10.0)]))
+    steps = list(value_steps_by_damage("a", [2, 5, 8], [(8, 0.0), (4, 4.0), (2, 10.0)]))
     assert [step.value for step in steps] == pytest.approx([(10 - 3) / 3, 3 / 3])
 
 
@@ -71,8 +72,8 @@ def test_every_rung_has_the_least_damage_of_all_widths_that_cost_no_more(seed):
         name: [(width, float(steps[i, : 5 - width].sum())) for width in range(5, 0, -1)]
         for i, name in enumerate(allowed)
     }
-    found = [step for name in allowed for step in damage_steps(name, allowed[name], curves[name])]
-    ladder = valued_ladder(found, allowed=allowed, fixed={})
+    found = [step for name in allowed for step in value_steps_by_damage(name, allowed[name], curves[name])]
+    ladder = build_value_ladder(found, allowed=allowed, fixed={})
 
     def damage(widths: tuple[int, ...]) -> float:
         return sum(dict(curves[name])[width] for name, width in zip(allowed, widths, strict=True))

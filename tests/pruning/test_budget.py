@@ -7,34 +7,34 @@ from pathprune.pruning.budget import (
     Budget,
     BudgetError,
     Cost,
-    Measured,
-    measured_rung,
-    narrowest_rung,
-    nearest_rung,
+    ShareEstimate,
+    find_nearest_rung,
+    search_measured_rung,
+    search_narrowest_rung,
 )
 
 SHARES = [index / 200 for index in range(151)]  # of what can be removed, 0 … 0.75
 
 
-def test_the_nearest_rung_and_the_wider_of_two():
+def test_the_find_nearest_rung_and_the_wider_of_two():
     removed = [0.0, 0.2, 0.4, 0.6]
     for ratio, rung in {0.0: 0, 0.09: 0, 0.1: 0, 0.11: 1, 0.2: 1, 0.3: 1, 0.31: 2, 0.6: 3, 0.75: 3}.items():
-        assert nearest_rung(removed, ratio=ratio, of="it") == rung
+        assert find_nearest_rung(removed, ratio=ratio, total="it") == rung
 
 
 def test_a_share_beyond_the_last_rung_by_more_than_a_point_and_a_step_is_refused():
     fine = [index / 1000 for index in range(401)]
-    assert nearest_rung(fine, ratio=0.405, of="MACs") == 400
-    with pytest.raises(BudgetError, match=r"no plan removes 0\.42 of MACs: at most 0\.4 can go; ask for 0\.4"):
-        nearest_rung(fine, ratio=0.42, of="MACs")
-    with pytest.raises(BudgetError, match=r"no plan removes 0\.1 of MACs: at least 0\.25 can go"):
-        nearest_rung([0.25, 0.26], ratio=0.1, of="MACs")
+    assert find_nearest_rung(fine, ratio=0.405, total="MACs") == 400
+    with pytest.raises(BudgetError, match=r"no plan removes 0\.42 of MACs: at most 0\.4 can be removed; ask for 0\.4"):
+        find_nearest_rung(fine, ratio=0.42, total="MACs")
+    with pytest.raises(BudgetError, match=r"no plan removes 0\.1 of MACs: at least 0\.25 can be removed"):
+        find_nearest_rung([0.25, 0.26], ratio=0.1, total="MACs")
 
 
 def test_a_cost_counts_what_is_gone_from_the_whole_model():
     ladder = Ladder({"a": 4, "b": 3}, [{"a": 2}, {"a": 1, "b": 1}])
     cost = Cost(total=100.0, per_neuron={"a": 10.0, "b": 5.0})
-    assert cost.removed(ladder, dense={"a": 4, "b": 4}) == pytest.approx([0.05, 0.25, 0.45])
+    assert cost.compute_removed_shares(ladder, dense={"a": 4, "b": 4}) == pytest.approx([0.05, 0.25, 0.45])
 
 
 def test_budgets_read_as_people_say_them():
@@ -48,13 +48,13 @@ def test_budgets_read_as_people_say_them():
 def test_a_measured_share_is_met_within_a_point_in_few_measurements(ratio, bend):
     seen = []
 
-    def measure(rung: int) -> Measured:
+    def measure(rung: int) -> ShareEstimate:
         assert rung not in seen
         seen.append(rung)
         share = 0.6 * (SHARES[rung] / 0.75) ** bend
-        return Measured(share, share - 0.02, share + 0.02)
+        return ShareEstimate(share, share - 0.02, share + 0.02)
 
-    rung, measured = measured_rung(SHARES, ratio=ratio, of="latency", measure=measure)
+    rung, measured = search_measured_rung(SHARES, ratio=ratio, total="latency", measure=measure)
     assert abs(measured.median - ratio) <= 0.01
     assert measured.median == pytest.approx(0.6 * (SHARES[rung] / 0.75) ** bend)
     assert len(seen) <= 5
@@ -63,32 +63,32 @@ def test_a_measured_share_is_met_within_a_point_in_few_measurements(ratio, bend)
 def test_noisy_measurements_end_the_search_with_the_nearest_measured():
     noise = {150: 0.55, 1: 0.0}
 
-    def measure(rung: int) -> Measured:
+    def measure(rung: int) -> ShareEstimate:
         share = noise.get(rung, 0.2 if rung < 75 else 0.4)  # a staircase: nothing is at 0.3
-        return Measured(share, share - 0.12, share + 0.12)
+        return ShareEstimate(share, share - 0.12, share + 0.12)
 
-    _, measured = measured_rung(SHARES, ratio=0.3, of="latency", measure=measure)
+    _, measured = search_measured_rung(SHARES, ratio=0.3, total="latency", measure=measure)
     assert measured.low <= 0.3 <= measured.high
 
 
 def test_a_latency_that_the_narrowest_model_does_not_reach_is_refused():
-    with pytest.raises(BudgetError, match=r"no plan removes 0\.8 of latency: at most 0\.5 can go"):
-        measured_rung(SHARES, ratio=0.8, of="latency", measure=lambda _: Measured(0.5, 0.45, 0.55))
+    with pytest.raises(BudgetError, match=r"no plan removes 0\.8 of latency: at most 0\.5 can be removed"):
+        search_measured_rung(SHARES, ratio=0.8, total="latency", measure=lambda _: ShareEstimate(0.5, 0.45, 0.55))
 
 
 @pytest.mark.parametrize("edge", [0, 1, 17, 149, 150])
-def test_the_narrowest_rung_that_holds(edge):
+def test_the_search_narrowest_rung_that_holds(edge):
     asked = []
 
     def holds(rung: int) -> bool:
         asked.append(rung)
         return rung <= edge
 
-    found = narrowest_rung(SHARES, holds=holds)
+    found = search_narrowest_rung(SHARES, is_acceptable=holds)
     assert found <= edge
     assert SHARES[edge] - SHARES[found] <= 0.005
     assert len(asked) == len(set(asked)) <= 9
 
 
 def test_with_one_rung_there_is_nothing_to_search():
-    assert narrowest_rung([0.0], holds=lambda _: False) == 0
+    assert search_narrowest_rung([0.0], is_acceptable=lambda _: False) == 0

@@ -132,22 +132,28 @@ def test_blocks_with_their_own_ratio_and_excluded_blocks_do_not_compete():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"ratio": 1.2}, r"ratio 1\.2: must be in \[0, 1\) - the fraction of MLP neurons removed"),
-        ({"ratio": -0.1}, r"ratio -0\.1: must be in \[0, 1\)"),
-        ({"ratio": float("nan")}, "ratio nan: must be in"),
-        ({"block_ratios": {1: 1.0}}, r"ratio of block 1 1: must be in \[0, 1\)"),
-        ({"block_ratios": {7: 0.5}}, "block 7 does not exist; the model has blocks 0 … 1"),
+        ({"ratio": 1.2}, r"ratio 1\.2 is out of range; a ratio is the fraction removed: at least 0, less than 1"),
+        ({"ratio": -0.1}, r"ratio -0\.1 is out of range"),
+        ({"ratio": float("nan")}, "ratio nan is out of range"),
+        ({"block_ratios": {1: 1.0}}, r"block_ratios\[1\] 1 is out of range"),
+        ({"block_ratios": {7: 0.5}}, "block 7 does not exist; choose from blocks 0 … 1"),
         ({"exclude_blocks": [-1]}, "block -1 does not exist"),
-        ({"exclude_blocks": [0], "block_ratios": {0: 0.1}}, "block 0 is excluded and has a ratio of its own"),
-        ({"exclude_blocks": [0, 1]}, "every block is excluded"),
-        ({"min_width": 9}, "min_width 9: block 0 has 8 neurons; choose 1 … 8, or exclude the block"),
-        ({"min_width": 0}, "min_width 0"),
-        ({"round_to": 0}, "round_to 0"),
-        ({"scope": "local"}, "scope 'local': choose from uniform, global"),
-        ({"normalize": "max"}, "normalize 'max': choose from none, mean, damage"),
-        ({"ratio": 0.9, "min_width": 6}, r"no plan removes 0\.9 of these neurons: at most 0\.25 can go; ask for 0\.25"),
-        ({"ratio": 0.9, "min_width": 6, "scope": "global"}, "at most 0.25 can go"),
-        ({"block_ratios": {1: 0.9}, "min_width": 4}, r"0\.9 of the neurons of block 1: at most 0\.5 can go"),
+        (
+            {"exclude_blocks": [0], "block_ratios": {0: 0.1}},
+            "block 0 is in both block_ratios and exclude_blocks",
+        ),
+        ({"exclude_blocks": [0, 1]}, "exclude_blocks names every block"),
+        ({"min_width": 9}, "min_width is 9, but block 0 has 8 neurons; choose 1 … 8, or exclude the block"),
+        ({"min_width": 0}, "min_width is 0"),
+        ({"round_to": 0}, "round_to is 0"),
+        ({"scope": "local"}, "unknown scope 'local'; choose from uniform, global"),
+        ({"normalize": "max"}, "unknown normalize 'max'; choose from none, mean, damage"),
+        (
+            {"ratio": 0.9, "min_width": 6},
+            r"no plan removes 0\.9 of these neurons: at most 0\.25 can be",
+        ),
+        ({"ratio": 0.9, "min_width": 6, "scope": "global"}, "at most 0.25 can be removed"),
+        ({"block_ratios": {1: 0.9}, "min_width": 4}, r"0\.9 of the neurons of block 1: at most 0\.5 can be removed"),
         ({"scope": "global", "normalize": "damage"}, r"needs a damage curve of blocks\.0\.mlp\.fc2"),
         (
             {
@@ -155,7 +161,7 @@ def test_blocks_with_their_own_ratio_and_excluded_blocks_do_not_compete():
                 "normalize": "damage",
                 "damage": {f"blocks.{block}.mlp.fc2": [(8, 0.0), (2, 1.0)] for block in (0, 1)},
             },
-            r"curve of blocks\.0\.mlp\.fc2 has the widths \[2, 8\]; it must reach from 1, the least allowed, to 8",
+            r"curve of blocks\.0\.mlp\.fc2 has widths \[2, 8\] but must cover the allowed widths 1 … 8",
         ),
     ],
 )
@@ -180,7 +186,7 @@ def test_a_share_of_the_whole_models_cost_is_met_to_a_point_or_a_step(seed, scop
 def test_more_than_the_neurons_of_the_whole_models_cost_is_refused_with_the_nearest():
     cost = Cost(total=100.0, per_neuron={"blocks.0.mlp.fc2": 3.0, "blocks.1.mlp.fc2": 3.0})
     with pytest.raises(
-        BudgetError, match=r"removes 0\.5 of the whole model's cost: at most 0\.42 can go; ask for 0\.42"
+        BudgetError, match=r"removes 0\.5 of the whole model's cost: at most 0\.42 can be removed; ask for 0\.42"
     ):
         random_plan(8, 8, ratio=0.5, cost=cost)
 
@@ -195,7 +201,7 @@ def test_damage_decides_the_widths_and_scores_the_neurons():
 
 
 def test_normalising_by_a_mean_that_is_not_positive_is_refused():
-    with pytest.raises(ValueError, match=r"positive mean; that of blocks\.0\.mlp\.fc2 is -1"):
+    with pytest.raises(ValueError, match=r"the mean of blocks\.0\.mlp\.fc2 is -1; use a criterion"):
         plan_of([-1.0, -1.0], [1.0, 2.0], scope="global", normalize="mean")
 
 
@@ -220,10 +226,10 @@ def test_a_plan_knows_what_goes_and_what_a_dry_run_shows():
 
 @pytest.mark.parametrize("columns", [[], [1, 0], [0, 0], [-1, 2], [4], [0.5]])
 def test_columns_that_are_not_a_sorted_subset_are_refused(columns):
-    with pytest.raises(ValueError, match="must be sorted int64 columns"):
+    with pytest.raises(ValueError, match="must be sorted int64 columns from 0 to 3"):
         PrunePlan(kept={"a": torch.tensor(columns)}, widths={"a": 4}, blocks={"a": 0})
 
 
 def test_a_plan_of_other_sites_than_its_widths_is_refused():
-    with pytest.raises(ValueError, match="of the same sites"):
+    with pytest.raises(ValueError, match="must name the same sites"):
         PrunePlan(kept={"a": torch.tensor([0])}, widths={"b": 4}, blocks={"a": 0})

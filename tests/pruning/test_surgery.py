@@ -133,9 +133,9 @@ def test_a_plan_for_another_width_is_refused():
     adapted = make("vit")
     plan = random_plan(adapted)
     narrower = apply_plan(adapted, plan=plan)
-    with pytest.raises(ValueError, match=r"the plan is for neurons .* make a new plan"):
+    with pytest.raises(ValueError, match=r"the plan is for widths .* make a plan for this model"):
         apply_plan(narrower, plan=plan)
-    with pytest.raises(ValueError, match="make a new plan"), masked(narrower, plan=plan):
+    with pytest.raises(ValueError, match="make a plan for this model"), masked(narrower, plan=plan):
         pass
 
 

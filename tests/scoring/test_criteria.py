@@ -32,7 +32,6 @@ def test_criteria_say_what_they_need():
     assert {name for name, cls in needs.items() if cls.needs_statistics} == {
         *("variance", "variance-weighted", "output-sensitivity", "energy", "wanda", "obs", "path-obs")
     }
-    assert {name for name, cls in needs.items() if cls.stochastic} == {"random"}
     with pytest.raises(ValueError, match="criterion 'variance' needs activation statistics"):
         score(ScoringContext(make()), criterion="variance")
 
