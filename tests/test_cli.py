@@ -1,4 +1,4 @@
-"""The command line: what it prints, and one clear line for each mistake."""
+"""The command line: printed results, and one line per user error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def invoke(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(stopped.value.code or 0)
 
 
-def test_run_prints_the_comparison_and_where_it_is(
+def test_run_prints_the_comparison_and_the_run_folder(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert invoke(monkeypatch, "run", str(folder / "tiny.yaml"), "prune.ratio=0.5") == 0
@@ -45,7 +45,7 @@ def test_run_prints_the_comparison_and_where_it_is(
     assert str(folder / "run") in printed
 
 
-def test_compare_prints_a_table_for_each_budget_and_names_its_page(
+def test_compare_prints_a_table_per_budget_and_the_report(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert invoke(monkeypatch, "compare", str(folder / "tiny.yaml"), "report=true") == 0
@@ -69,7 +69,7 @@ def test_dry_run_prints_the_plan_and_saves_no_model(
     assert not (folder / "run" / "pruned").exists()
 
 
-def test_prune_and_eval_go_together(
+def test_eval_accepts_a_checkpoint_of_prune(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = str(folder / "tiny.yaml")
@@ -81,7 +81,7 @@ def test_prune_and_eval_go_together(
     assert "dense" in capsys.readouterr().out
 
 
-def test_mine_prints_the_statistics_it_wrote(
+def test_mine_prints_the_file_of_statistics(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert invoke(monkeypatch, "mine", str(folder / "tiny.yaml"), "score.criteria=[path]") == 0
@@ -128,12 +128,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     monkeypatch.chdir(folder)
     overrides, message = MISTAKES[mistake]
     assert invoke(monkeypatch, "run", "tiny.yaml", *overrides) == 2
-    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(error) == 1
-    assert message in error[0]
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert message in error
 
 
-def test_labels_beyond_the_head_are_one_line(
+def test_labels_outside_the_head_are_one_line(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = rows(range(6)).remove_columns("label").add_column("label", [0, 1, 2, 3, 0, 1])
@@ -142,13 +141,13 @@ def test_labels_beyond_the_head_are_one_line(
     assert "label 3 of image 3 is out of range: the model has 3 classes (0 to 2)" in capsys.readouterr().err
 
 
-def test_verbose_shows_the_traceback_wherever_it_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verbose_shows_the_traceback_also_after_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["pathprune", "run", str(folder / "tiny.yaml"), "data.source=./no", "--verbose"])
     with pytest.raises(ValueError, match="does not exist"):
         main()
 
 
-def test_recipes_can_be_listed_shown_and_validated(
+def test_recipes_can_be_listed_shown_validated_and_copied(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert invoke(monkeypatch, "recipes", "list") == 0
@@ -163,7 +162,7 @@ def test_recipes_can_be_listed_shown_and_validated(
     assert invoke(monkeypatch, "recipes", "copy", "reference", str(tmp_path / "mine.yaml")) == 2
 
 
-def test_export_prints_what_the_files_do(
+def test_export_prints_a_row_per_file(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--torch-export", "--data", str(folder / "data"), "--output", str(folder / "out"), "--repeats", "2"]

@@ -65,7 +65,7 @@ def test_ctrl_c_leaves_the_earlier_export_and_nothing_else(
         patched.setattr(owner, name, interrupted_after(getattr(owner, name)))
         assert export(patched, "model", "--onnx", "--int8", "--output", "out") == 130
     assert {file: file.is_dir() or file.read_bytes() for file in folder.rglob("*")} == before
-    assert "interrupted: nothing is left half-written" in capsys.readouterr().err
+    assert "interrupted: all files are complete" in capsys.readouterr().err
 
 
 def test_the_same_command_again_replaces_what_it_wrote(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

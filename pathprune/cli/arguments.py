@@ -1,0 +1,19 @@
+"""Arguments and options that several commands take."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Recipe = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="YAML file, or name of a shipped recipe (see: pathprune recipes list).")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Recipe keys to change, such as prune.ratio=0.7 or seed=1."),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Use the run folder even if it holds another recipe's results; keep shared ones."),
+]
