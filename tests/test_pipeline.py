@@ -149,8 +149,8 @@ def test_the_costs_of_criteria_are_measured_and_kept(folder: Path) -> None:
     assert costs["random"].forward_passes == 0
     work = costs["path"].forward_passes
     assert work is not None
-    row = next(row for row in first.rows if row["criterion"] == "path")
-    assert work == pytest.approx(row["forward_passes"]["mining"] + row["forward_passes"]["scoring"])
+    row = next(row for row in first.rows if row.criterion == "path")
+    assert work == pytest.approx(row.forward_passes.mining + row.forward_passes.scoring)
     again = run_recipe(tiny_recipe(folder, **images)).results
     assert again is not None
     assert again.costs == first.costs

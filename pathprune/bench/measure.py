@@ -24,6 +24,7 @@ from pathprune.models.checkpoint import load_pruned
 from pathprune.models.pruned_config import is_pruned_folder, read_pruned_config
 from pathprune.pruning import apply_plan
 from pathprune.recipe import load_recipe
+from pathprune.report.rows import BenchedModel, BenchRow, BenchTiming
 from pathprune.runs import RunFolder
 from pathprune.stages.experiment import Experiment
 from pathprune.stages.planning import Planner
@@ -88,7 +89,7 @@ def bench_groups(
     return list(groups.values()), folder or Path("runs") / "bench"
 
 
-def bench(groups: Sequence[Group], config: BenchConfig, *, folder: Path) -> list[dict[str, Any]]:
+def bench(groups: Sequence[Group], config: BenchConfig, *, folder: Path) -> list[BenchRow]:
     """Measure every model of every group, those of a group in turns; returns a row per model, backend and batch size.
 
     What `folder` holds from an earlier call with the same models, settings and machine is not measured again. A backend
@@ -98,15 +99,17 @@ def bench(groups: Sequence[Group], config: BenchConfig, *, folder: Path) -> list
         raise ValueError(f"{folder} is not empty and is no run folder; choose another with --output")
     run_folder = RunFolder(folder)
     device = _device(config.device)
-    rows = []
+    rows: list[BenchRow] = []
     with _threads(config.threads):
         for group in groups:
-            about = _about(group, device)
+            models = _describe_models(group, device)
             for backend in _backends(config):
                 for batch_size in config.batch_sizes:
-                    found = _measured(group, config, run_folder, backend=backend, batch_size=batch_size, device=device)
-                    rows += [{**about[name], **row} for name, row in found.items()]
-    run_folder.write_json("bench.json", rows)
+                    timings = _measured(
+                        group, config, run_folder, backend=backend, batch_size=batch_size, device=device
+                    )
+                    rows += [BenchRow(**dict(models[name]), **dict(timing)) for name, timing in timings.items()]
+    run_folder.write_json("bench.json", [row.to_json() for row in rows])
     return rows
 
 
@@ -135,28 +138,28 @@ def _of_recipe(experiment: Experiment) -> Group:
     return Group(experiment.recipe.name, experiment.model.cpu(), dict(by_widths.values()), size)
 
 
-def _about(group: Group, device: torch.device) -> dict[str, dict[str, Any]]:
-    """What of a row does not depend on how a model is run."""
-    about = {}
+def _describe_models(group: Group, device: torch.device) -> dict[str, BenchedModel]:
+    """Return the part of a row that does not depend on backend and batch size, by model name."""
+    models = {}
     dense = count_macs(group.dense, group.input_size[1:])
     for name, model in group.models.items():
         macs = count_macs(model, group.input_size[1:])
-        about[name] = {
-            "group": group.name,
-            "model": name,
-            "widths": [site.width for site in adapt(model).sites],
-            "num_params": count_params(model),
-            "macs": macs,
-            "mac_saving": dense / macs,
-            "device": device_name(device),
-        }
-    return about
+        models[name] = BenchedModel(
+            group=group.name,
+            model=name,
+            widths=[site.width for site in adapt(model).sites],
+            num_params=count_params(model),
+            macs=macs,
+            mac_saving=dense / macs,
+            device=device_name(device),
+        )
+    return models
 
 
 def _measured(
     group: Group, config: BenchConfig, folder: RunFolder, *, backend: str, batch_size: int, device: torch.device
-) -> dict[str, dict[str, Any]]:
-    """Rows by model: loaded, or measured; none where the backend cannot run and was not asked for by name."""
+) -> dict[str, BenchTiming]:
+    """Load or measure the timing of each model; return none if the backend cannot run and was not asked for by name."""
     images = torch.randn(batch_size, *group.input_size, generator=torch.Generator().manual_seed(0))
     key = key_of(
         models={name: [site.width for site in adapt(model).sites] for name, model in group.models.items()},
@@ -171,10 +174,11 @@ def _measured(
 
     def measure() -> dict[str, dict[str, Any]]:
         log.info("measuring %s: %s, batches of %d", group.name, backend, batch_size)
-        return _measure(group, images.to(device, _DTYPES[config.dtype]), config, backend=backend)
+        timings = _measure(group, images.to(device, _DTYPES[config.dtype]), config, backend=backend)
+        return {name: timing.model_dump(mode="json") for name, timing in timings.items()}
 
     try:
-        found: dict[str, dict[str, Any]] = folder.json_artifact(
+        stored: dict[str, dict[str, Any]] = folder.json_artifact(
             f"bench/{backend}-{batch_size}-{key[:8]}.json", key=key, make=measure
         )
     except BackendError as error:
@@ -182,10 +186,10 @@ def _measured(
             raise
         log.warning("%s, %s, batches of %d: %s", group.name, backend, batch_size, error)
         return {}
-    return found
+    return {name: BenchTiming.model_validate(timing) for name, timing in stored.items()}
 
 
-def _measure(group: Group, images: Tensor, config: BenchConfig, *, backend: str) -> dict[str, dict[str, Any]]:
+def _measure(group: Group, images: Tensor, config: BenchConfig, *, backend: str) -> dict[str, BenchTiming]:
     runs: dict[str, Callable[[], object]] = {
         name: make_run(model, images, backend=backend) for name, model in group.models.items()
     }
@@ -197,22 +201,22 @@ def _measure(group: Group, images: Tensor, config: BenchConfig, *, backend: str)
         name: LatencyResult(of_model, len(images), device_name(images.device), torch.get_num_threads())
         for name, of_model in times.items()
     }
-    rows = {}
+    timings = {}
     for name, result in results.items():
         faster = speedup(results["dense"], result)
-        rows[name] = {
-            "backend": backend,
-            "batch_size": len(images),
-            "dtype": config.dtype,
-            "threads": result.threads,
-            "latency_ms": result.median_ms,
-            "latency_spread_ms": [result.low_ms, result.high_ms],
-            "images_per_second": result.throughput,
-            "speedup": faster.median,
-            "speedup_spread": [faster.low, faster.high],
-            "peak_bytes": _peak(group.models[name], images) if backend == "eager" else None,
-        }
-    return rows
+        timings[name] = BenchTiming(
+            backend=backend,
+            batch_size=len(images),
+            dtype=config.dtype,
+            threads=result.threads,
+            latency_ms=result.median_ms,
+            latency_spread_ms=(result.low_ms, result.high_ms),
+            images_per_second=result.throughput,
+            speedup=faster.median,
+            speedup_spread=(faster.low, faster.high),
+            peak_bytes=_peak(group.models[name], images) if backend == "eager" else None,
+        )
+    return timings
 
 
 def _peak(model: nn.Module, images: Tensor) -> int:

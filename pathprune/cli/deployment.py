@@ -42,9 +42,8 @@ def bench(
 
     from pathprune.bench.measure import BenchConfig, bench_groups
     from pathprune.bench.measure import bench as measure
-    from pathprune.files import write_text
     from pathprune.report.bench import bench_page, bench_table, bench_words
-    from pathprune.report.render import render, save_figures
+    from pathprune.report.render import write_page
 
     try:
         config = BenchConfig.model_validate(
@@ -62,9 +61,7 @@ def bench(
     groups, folder = bench_groups([target for target in targets if "=" not in target], overrides, overwrite=overwrite)
     folder = output or folder
     rows = measure(groups, config, folder=folder)
-    page = bench_page(rows)
-    write_text(folder / "bench.html", render(page))
-    save_figures(page, folder / "figures")
+    write_page(bench_page(rows), folder / "bench.html")
     console.print(bench_table(rows))
     for words in bench_words(rows):
         console.print(f"  {words}", soft_wrap=True)

@@ -16,7 +16,7 @@ from pathprune.report.wording import budget_words, interval, millions, p_value, 
 
 def accuracy_section(results: Results) -> Section:
     """What each criterion keeps at each budget under each compensation."""
-    images = f"{results.dense['num_images']:,} evaluation images"
+    images = f"{results.dense.num_images:,} evaluation images"
     seeds = f", means over {results.num_seeds} seeds" if results.num_seeds > 1 else ""
     return Section(
         "Accuracy kept",
@@ -72,7 +72,7 @@ def _curves(results: Results, compensation: str) -> Drawing:
     for index, criterion in enumerate(results.criteria):
         entries = [e for e in results.entries if (e.criterion, e.compensation) == (criterion, compensation)]
         entries.sort(key=lambda entry: -entry.macs)
-        saved = [0.0, *(100 * (1 - entry.macs / results.dense["macs"]) for entry in entries)]
+        saved = [0.0, *(100 * (1 - entry.macs / results.dense.macs) for entry in entries)]
         kept = [100.0, *(100 * entry.retention.value for entry in entries)]
         low = [100.0, *(100 * entry.retention.ci[0] for entry in entries)]
         high = [100.0, *(100 * entry.retention.ci[1] for entry in entries)]
@@ -134,7 +134,7 @@ def _intervals(results: Results, budget: Budget) -> Drawing:
 
 def _retention_table(results: Results, budget: Budget) -> Table:
     entries = results.at(budget=budget)
-    saved = 1 - best(entries).macs / results.dense["macs"]
+    saved = 1 - best(entries).macs / results.dense.macs
     order = sorted(results.criteria, key=lambda name: -max(_kept(e) for e in entries if e.criterion == name))
     rows: list[list[Cell | str]] = []
     for name in order:
@@ -186,7 +186,7 @@ def _difference_table(results: Results, budget: Budget) -> Table:
 
 
 def _full_table(results: Results) -> Table:
-    has_latency = any(entry.row.get("latency_ms") for entry in results.entries)
+    has_latency = any(entry.row.timing for entry in results.entries)
     headings = ["top-1 %", "top-5 %", "nll", "agrees with dense %", "neurons removed", "parameters", "MACs"]
     columns = [
         *(Column(heading, is_number=False) for heading in ("criterion", "compensation")),
@@ -197,19 +197,19 @@ def _full_table(results: Results) -> Table:
     for budget in results.budgets:
         starts.append(len(rows))
         for entry in results.at(budget=budget):
-            row = entry.row
+            row, timing = entry.row, entry.row.timing
             rows.append(
                 [
                     entry.criterion,
                     entry.compensation,
-                    Cell(f"{100 * entry.top1:.1f}", interval(row["top1_ci"]) if results.num_seeds == 1 else ""),
-                    f"{100 * entry.mean('top5'):.1f}",
-                    f"{entry.mean('nll'):.3f}",
-                    f"{100 * entry.mean('agreement'):.1f}",
-                    percent(row["neurons_removed"], 1),
-                    millions(row["num_params"]),
+                    Cell(f"{100 * entry.top1:.1f}", interval(row.top1_ci) if results.num_seeds == 1 else ""),
+                    f"{100 * entry.top5:.1f}",
+                    f"{entry.nll:.3f}",
+                    f"{100 * entry.agreement:.1f}",
+                    percent(row.neurons_removed, 1),
+                    millions(row.num_params),
                     millions(entry.macs),
-                    *((f"{row['latency_ms']:.1f} ms", f"{row['speedup']:.2f}×") if has_latency else ()),
+                    *((f"{timing.latency_ms:.1f} ms", f"{timing.speedup:.2f}×") if timing else ()),
                 ]
             )
     return Table("Every variant", columns, rows, frozenset(starts))

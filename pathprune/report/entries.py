@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,31 +10,30 @@ from typing import Any
 from pathprune.evaluation import Evaluation, Pair, Retention, compare_all, mean_retention
 from pathprune.mining import ClassStats, PathSet
 from pathprune.pruning import Budget, PrunePlan
-
-Row = Mapping[str, Any]  # of metrics.jsonl
+from pathprune.report.rows import VariantRow
 
 
 @dataclass(frozen=True)
 class Entry:
     """One pruned model of the comparison; `rows` and `evaluations` are those of its seeds."""
 
-    rows: Sequence[Row]
+    rows: Sequence[VariantRow]
     evaluations: Sequence[Evaluation]
     retention: Retention
 
     @property
-    def row(self) -> Row:
+    def row(self) -> VariantRow:
         """The first seed's row; what does not depend on the seed is the same in all."""
         return self.rows[0]
 
     @property
     def id(self) -> str:
-        return str(self.row["variant_id"])
+        return self.row.variant_id
 
     @property
     def criterion(self) -> str:
         """The criterion's name, with the options that are not the defaults."""
-        return named(self.row["criterion"], self.row["criterion_options"])
+        return criterion_name(self.row)
 
     @property
     def compensation(self) -> str:
@@ -42,21 +41,32 @@ class Entry:
 
     @property
     def budget(self) -> Budget:
-        return Budget(self.row["budget_kind"], self.row["budget"])
+        return Budget(self.row.budget_kind, self.row.budget)
 
     @property
     def top1(self) -> float:
         """Mean over the seeds."""
-        return self.mean("top1")
+        return _mean(row.top1 for row in self.rows)
 
     @property
     def macs(self) -> float:
         """Mean over the seeds, an image."""
-        return self.mean("macs")
+        return _mean(row.macs for row in self.rows)
 
-    def mean(self, key: str) -> float:
-        """Mean of a number over the seeds."""
-        return sum(float(row[key]) for row in self.rows) / len(self.rows)
+    @property
+    def top5(self) -> float:
+        """Mean over the seeds."""
+        return _mean(row.top5 for row in self.rows)
+
+    @property
+    def nll(self) -> float:
+        """Mean over the seeds, in nats."""
+        return _mean(row.nll for row in self.rows)
+
+    @property
+    def agreement(self) -> float:
+        """Mean over the seeds of the share of images to which the dense model gives the same class."""
+        return _mean(row.agreement for row in self.rows if row.agreement is not None)
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ class Results:
     """
 
     name: str
-    rows: Sequence[Row]
+    rows: Sequence[VariantRow]
     evaluations: Mapping[str, Sequence[Evaluation]]
     plans: Mapping[str, PrunePlan]
     mined: Mapping[str, tuple[ClassStats, PathSet]]
@@ -80,7 +90,7 @@ class Results:
     splits: Sequence[SplitInfo]
 
     @property
-    def dense(self) -> Row:
+    def dense(self) -> VariantRow:
         return self.rows[0]
 
     @property
@@ -90,10 +100,10 @@ class Results:
     @cached_property
     def entries(self) -> list[Entry]:
         """Every pruned variant, in the order of the recipe."""
-        by_id: dict[str, list[Row]] = {}
+        by_id: dict[str, list[VariantRow]] = {}
         for row in self.rows:
-            if row["criterion"] is not None:
-                by_id.setdefault(row["variant_id"], []).append(row)
+            if not row.is_dense:
+                by_id.setdefault(row.variant_id, []).append(row)
         return [
             Entry(rows, self.evaluations[id], mean_retention(self.evaluations[id], self.dense_evaluation))
             for id, rows in by_id.items()
@@ -181,9 +191,14 @@ class SplitInfo:
     num_images: int
 
 
-def terms(row: Row) -> str:
+def terms(row: VariantRow) -> str:
     """What was done to the kept weights: the compensation, and whether training followed."""
-    return f"{row['compensation'] or ''}{' + recovery' if row.get('recovery') else ''}"
+    return f"{row.compensation or ''}{' + recovery' if row.recovery else ''}"
+
+
+def criterion_name(row: VariantRow) -> str:
+    """A row's criterion, with the options that are not the defaults; `dense` for the dense model."""
+    return "dense" if row.criterion is None else named(row.criterion, row.criterion_options or {})
 
 
 def named(criterion: str, options: Mapping[str, Any]) -> str:
@@ -197,3 +212,8 @@ def best(entries: Sequence[Entry]) -> Entry:
     if entries[0].budget.kind == "max-drop":
         return min(entries, key=lambda entry: entry.macs)
     return max(entries, key=lambda entry: entry.top1)
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values)

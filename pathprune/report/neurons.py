@@ -62,7 +62,7 @@ def _widths(results: Results, budget: Budget) -> Drawing:
     by_widths: dict[tuple[int, ...], list[str]] = {}
     for criterion, plan in plans_of(results, budget).items():
         by_widths.setdefault(tuple(len(kept) for kept in plan.kept.values()), []).append(criterion)
-    dense = results.dense["kept_widths"]
+    dense = results.dense.kept_widths
     figure = panel(height=2.6 + 0.19 * len(by_widths))
     axes = figure.subplots()
     axes.bar(range(len(dense)), dense, color=FAINT, width=0.8)

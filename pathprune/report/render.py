@@ -9,9 +9,16 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from pathprune.files import write_text
 from pathprune.report.page import Cell, Figure, Page, figures
 from pathprune.report.svg import inline_svg, png, svg_text
 from pathprune.report.theme import css_variables
+
+
+def write_page(page: Page, file: Path) -> None:
+    """Write the page as one HTML file, and its figures to the folder `figures/` beside it."""
+    write_text(file, render(page))
+    save_figures(page, file.parent / "figures")
 
 
 def render(page: Page) -> str:

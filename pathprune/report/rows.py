@@ -1,4 +1,4 @@
-"""Rows of a comparison: one typed record per evaluated model, as `metrics.jsonl` holds them."""
+"""Rows of results: one typed record per evaluated model (`metrics.jsonl`) or timed model (`bench.json`)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pathprune.pruning.budget import BudgetKind
+from pathprune.scoring.criteria import Tokens
 from pathprune.section import Section
 
 ROW_VERSION = 4
@@ -32,31 +33,32 @@ class RecoveryRecord(Section):
 
 
 class Timing(Section):
-    """Latency of a model in milliseconds per batch, beside the dense model in the same turns.
+    """Latency of a model in milliseconds per batch, measured in turns with the dense model.
 
     Spreads are first and third quartiles. `speedup` is dense latency over this model's.
     """
 
-    latency_ms: float | None = None
-    latency_spread_ms: tuple[float, float] | None = None
-    latency_batch_size: int | None = None
-    images_per_second: float | None = None
-    speedup: float | None = None
-    speedup_spread: tuple[float, float] | None = None
+    latency_ms: float
+    latency_spread_ms: tuple[float, float]
+    latency_batch_size: int
+    images_per_second: float
+    speedup: float
+    speedup_spread: tuple[float, float]
 
 
-class VariantRow(Timing):
+class VariantRow(Section):
     """Measurements of one model: the dense one, or a pruned variant.
 
     Shares (`budget_reached`, `neurons_removed`, `top1`, `retention`) are fractions of one. Intervals are 95 %.
     `budget_reached` is in the budget's own terms: a share removed, or points of top-1 lost for `max-drop`.
+    The fields of `Timing` are None until the model is timed.
     """
 
     variant_id: str
     criterion: str | None
     criterion_options: dict[str, Any] | None = None
     compensation: str | None
-    tokens: str | None
+    tokens: Tokens | None
     budget_kind: BudgetKind
     budget: float
     budget_reached: float
@@ -75,6 +77,12 @@ class VariantRow(Timing):
     agreement: float | None
     num_params: int
     macs: int
+    latency_ms: float | None = None
+    latency_spread_ms: tuple[float, float] | None = None
+    latency_batch_size: int | None = None
+    images_per_second: float | None = None
+    speedup: float | None = None
+    speedup_spread: tuple[float, float] | None = None
     forward_passes: ForwardPasses | None
     kept_widths: list[int]
     recovery: RecoveryRecord | None
@@ -85,8 +93,70 @@ class VariantRow(Timing):
     def is_dense(self) -> bool:
         return self.criterion is None
 
+    @property
+    def timing(self) -> Timing | None:
+        """Timing fields as one value; None for a model that was not timed."""
+        if self.latency_ms is None:
+            return None
+        return Timing.model_validate({name: getattr(self, name) for name in Timing.model_fields})
+
+    def with_timing(self, timing: Timing) -> VariantRow:
+        """Return a copy of the row that holds `timing`."""
+        return self.model_copy(update=dict(timing))
+
     def to_json(self) -> dict[str, Any]:
         """Return the row as one JSON-ready object of `metrics.jsonl`."""
+        return self.model_dump(mode="json")
+
+
+class BenchedModel(Section):
+    """A model in a bench: its group (a recipe or an architecture), its size, and the device.
+
+    `mac_saving` is the dense model's multiply-accumulates over this model's.
+    """
+
+    group: str
+    model: str
+    widths: list[int]
+    num_params: int
+    macs: int
+    mac_saving: float
+    device: str
+
+    @property
+    def is_dense(self) -> bool:
+        return self.model == "dense"
+
+
+class BenchTiming(Section):
+    """Latency and memory of one model with one backend and batch size.
+
+    Latency is in milliseconds per batch, measured in turns with the dense model. Spreads are first and third
+    quartiles. `peak_bytes` is the peak memory of a forward pass; measured eagerly and None with other backends.
+    """
+
+    backend: str
+    batch_size: int
+    dtype: str
+    threads: int
+    latency_ms: float
+    latency_spread_ms: tuple[float, float]
+    images_per_second: float
+    speedup: float
+    speedup_spread: tuple[float, float]
+    peak_bytes: int | None
+
+
+class BenchRow(BenchTiming, BenchedModel):
+    """One measurement of `pathprune bench`: a model with one backend and batch size."""
+
+    @property
+    def saving_realised(self) -> float:
+        """Speed-up as a share of the saving in multiply-accumulates; 1 where time falls as much as they do."""
+        return self.speedup / self.mac_saving
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as one JSON-ready object of `bench.json`."""
         return self.model_dump(mode="json")
 
 

@@ -15,7 +15,7 @@ def run_page(results: Results) -> Page:
     """Everything that is known of a run, in the order in which a reader asks."""
     return Page(
         title=results.name,
-        subtitle=f"{results.model} on {results.data}, {results.dense['num_images']:,} evaluation images",
+        subtitle=f"{results.model} on {results.data}, {results.dense.num_images:,} evaluation images",
         headline=headline(results),
         facts=facts(results),
         sections=_sections(results),
@@ -32,7 +32,7 @@ def _sections(results: Results) -> list[Section]:
     sections += [
         path_section(stats, paths, tokens=tokens) for tokens, (stats, paths) in list(results.mined.items())[:1]
     ]
-    if results.dense.get("latency_ms"):
+    if results.dense.timing:
         sections.append(latency_section(results))
     if results.costs:
         sections.append(cost_section(results))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from matplotlib.figure import Figure as Drawing
 
-from pathprune.report.entries import Entry, Results
+from pathprune.report.entries import Results
 from pathprune.report.page import Cell, Code, Column, Details, Figure, Prose, Section, Table
+from pathprune.report.rows import Timing
 from pathprune.report.theme import ACCENT, MUTED, panel, styled
 from pathprune.report.verdict import device
 from pathprune.report.wording import millions, percent
@@ -44,8 +47,8 @@ def _fitting_table(results: Results) -> Table:
     """What fitting took under each compensation, for the variant that took most."""
     rows: list[list[Cell | str]] = []
     for compensation in results.compensations:
-        passes = [entry.row.get("forward_passes") for entry in results.entries if entry.compensation == compensation]
-        fits = [each["fitting"] for each in passes if each and each["fitting"] is not None]
+        passes = [entry.row.forward_passes for entry in results.entries if entry.compensation == compensation]
+        fits = [each.fitting for each in passes if each and each.fitting is not None]
         if fits:
             rows.append([compensation, f"{max(fits):,.0f}"])
     columns = [Column("compensation", is_number=False), Column("forward passes")]
@@ -54,20 +57,21 @@ def _fitting_table(results: Results) -> Table:
 
 def latency_section(results: Results) -> Section:
     """Measured speed-up beside the saving in MACs, one point for each set of widths."""
-    timed = list({tuple(e.row["kept_widths"]): e for e in results.entries if e.row.get("latency_ms")}.values())
-    dense = results.dense
+    timed = _timed_models(results)
+    dense = results.dense.timing
+    assert dense is not None
     table = Table(
-        f"Latency of {dense['latency_batch_size']} images on {device(results)}: median, and the speed-up's quartiles",
+        f"Latency of {dense.latency_batch_size} images on {device(results)}: median, and the speed-up's quartiles",
         [Column("model", is_number=False), *map(Column, ("latency", "images/s", "faster", "MACs"))],
         [
             [
                 "dense",
-                f"{dense['latency_ms']:.1f} ms",
-                f"{dense['images_per_second']:,.0f}",
+                f"{dense.latency_ms:.1f} ms",
+                f"{dense.images_per_second:,.0f}",
                 "1.00×",
-                millions(dense["macs"]),
+                millions(results.dense.macs),
             ],
-            *(_latency_row(entry) for entry in timed),
+            *(_latency_row(model) for model in timed),
         ],
     )
     return Section(
@@ -78,7 +82,7 @@ def latency_section(results: Results) -> Section:
                 "Speed-up against what MACs promise",
                 "Points of measured speed-up with their quartiles over the speed-up that the saved MACs would give; "
                 "the numbers are in the table below.",
-                [_speedup_panel(timed, float(dense["macs"]))],
+                [_speedup_panel(timed, results.dense.macs)],
                 caption="On the dashed line a saved MAC saves its share of time.",
             ),
             table,
@@ -86,23 +90,40 @@ def latency_section(results: Results) -> Section:
     )
 
 
-def _latency_row(entry: Entry) -> list[Cell | str]:
-    row = entry.row
-    low, high = row["speedup_spread"]
+@dataclass(frozen=True)
+class _TimedModel:
+    """The timing of all variants of one set of widths, which share it."""
+
+    neurons_removed: float
+    macs: int
+    timing: Timing
+
+
+def _timed_models(results: Results) -> list[_TimedModel]:
+    models = {}
+    for entry in results.entries:
+        row = entry.row
+        if row.timing:
+            models[tuple(row.kept_widths)] = _TimedModel(row.neurons_removed, row.macs, row.timing)
+    return list(models.values())
+
+
+def _latency_row(model: _TimedModel) -> list[Cell | str]:
+    low, high = model.timing.speedup_spread
     return [
-        f"{percent(row['neurons_removed'])} of neurons removed",
-        f"{row['latency_ms']:.1f} ms",
-        f"{row['images_per_second']:,.0f}",
-        Cell(f"{row['speedup']:.2f}×", f"[{low:.2f}, {high:.2f}]"),
-        millions(row["macs"]),
+        f"{percent(model.neurons_removed)} of neurons removed",
+        f"{model.timing.latency_ms:.1f} ms",
+        f"{model.timing.images_per_second:,.0f}",
+        Cell(f"{model.timing.speedup:.2f}×", f"[{low:.2f}, {high:.2f}]"),
+        millions(model.macs),
     ]
 
 
 @styled()
-def _speedup_panel(timed: list[Entry], dense_macs: float) -> Drawing:
-    promised = [dense_macs / entry.row["macs"] for entry in timed]
-    measured = [entry.row["speedup"] for entry in timed]
-    spread = [entry.row["speedup_spread"] for entry in timed]
+def _speedup_panel(timed: list[_TimedModel], dense_macs: int) -> Drawing:
+    promised = [dense_macs / model.macs for model in timed]
+    measured = [model.timing.speedup for model in timed]
+    spread = [model.timing.speedup_spread for model in timed]
     figure = panel()
     axes = figure.subplots()
     end = max([1.1, *promised])

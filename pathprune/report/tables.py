@@ -12,13 +12,14 @@ from rich.table import Table
 from pathprune.export import ExportedFile
 from pathprune.pruning import PrunePlan
 from pathprune.pruning.budget import UNITS
-from pathprune.report.entries import Entry, Results, Row, named, terms
+from pathprune.report.entries import Entry, Results, criterion_name, terms
+from pathprune.report.rows import ForwardPasses, VariantRow
 from pathprune.report.wording import budget_words
 
 
-def comparison_table(rows: Sequence[Row]) -> Table:
+def comparison_table(rows: Sequence[VariantRow]) -> Table:
     """One line per variant, a section per budget; accuracies with their 95 % intervals."""
-    title = f"{rows[0]['num_images']:,} evaluation images, 95 % intervals; latency of {_batch(rows)} on this device"
+    title = f"{rows[0].num_images:,} evaluation images, 95 % intervals; latency of {_batch(rows)} on this device"
     table = Table(title=title, header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("removed", "criterion", "compensation"):
         table.add_column(heading, no_wrap=True)
@@ -26,40 +27,40 @@ def comparison_table(rows: Sequence[Row]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     budget = None
     for row in rows:
-        if row["budget"] != budget:
+        if row.budget != budget:
             table.add_section()
         table.add_row(
-            "" if row["budget"] == budget and not _is_drop(row) else _removed(row),
-            _criterion(row),
+            "" if row.budget == budget and not _is_drop(row) else _removed(row),
+            criterion_name(row),
             terms(row),
-            _with_interval(row["top1"], row["top1_ci"]),
-            _with_interval(row["retention"], row["retention_ci"]) if row["criterion"] else "100.0",
-            f"{row['num_params'] / 1e6:.2f} M",
-            f"{row['macs'] / 1e6:,.0f} M",
-            "" if row["latency_ms"] is None else f"{row['latency_ms']:.1f} ms",
-            "" if row["latency_ms"] is None else f"{row['speedup']:.2f}×",
+            _with_interval(row.top1, row.top1_ci),
+            _with_interval(row.retention, row.retention_ci) if not row.is_dense else "100.0",
+            f"{row.num_params / 1e6:.2f} M",
+            f"{row.macs / 1e6:,.0f} M",
+            "" if row.timing is None else f"{row.timing.latency_ms:.1f} ms",
+            "" if row.timing is None else f"{row.timing.speedup:.2f}×",
         )
-        budget = row["budget"]
+        budget = row.budget
     return table
 
 
-def _removed(row: Row) -> str:
+def _removed(row: VariantRow) -> str:
     """The share of neurons, and what is reached of a budget in other terms."""
-    if not row["criterion"]:
+    if row.is_dense:
         return ""
-    removed = f"{row['neurons_removed']:.0%}"
-    if row["budget_kind"] in ("neurons", "max-drop"):
+    removed = f"{row.neurons_removed:.0%}"
+    if row.budget_kind in ("neurons", "max-drop"):
         return removed
-    return f"{removed} ({row['budget_reached']:.0%} of {UNITS[row['budget_kind']]})"
+    return f"{removed} ({row.budget_reached:.0%} of {UNITS[row.budget_kind]})"
 
 
-def _is_drop(row: Row) -> bool:
+def _is_drop(row: VariantRow) -> bool:
     """Whether models of one budget differ in size."""
-    return bool(row["budget_kind"] == "max-drop")
+    return row.budget_kind == "max-drop"
 
 
-def _batch(rows: Sequence[Row]) -> str:
-    size = rows[0]["latency_batch_size"]
+def _batch(rows: Sequence[VariantRow]) -> str:
+    size = rows[0].latency_batch_size
     return "a batch" if size is None else f"a batch of {size}"
 
 
@@ -91,11 +92,11 @@ def verdicts(results: Results) -> list[str]:
     lines = []
     for entry in results.entries:
         # models of different sizes are not compared by accuracy
-        if entry.row["criterion"] != "path" or entry.budget.kind == "max-drop":
+        if entry.row.criterion != "path" or entry.budget.kind == "max-drop":
             continue
         said = []
         for other in results.at(budget=entry.budget, compensation=entry.compensation):
-            if other.row["criterion"] == "path":
+            if other.row.criterion == "path":
                 continue
             result = results.pair(entry, other).result
             low, high = (100 * bound for bound in result.ci)
@@ -128,7 +129,7 @@ def export_table(files: Sequence[ExportedFile], *, num_images: int, batch_size: 
     return table
 
 
-def work_table(rows: Sequence[Row]) -> Table:
+def work_table(rows: Sequence[VariantRow]) -> Table:
     """What pruning took, a line for every criterion and compensation, at the budget that took most."""
     table = Table(
         title="What pruning took, in forward passes of one image by the dense model",
@@ -136,16 +137,17 @@ def work_table(rows: Sequence[Row]) -> Table:
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    steps = ("mining", "statistics", "scoring", "damage", "fitting")
+    steps = tuple(ForwardPasses.model_fields)
     for heading in ("criterion", "compensation"):
         table.add_column(heading, no_wrap=True)
     for heading in (*steps, "in all"):
         table.add_column(heading, justify="right", no_wrap=True)
     most: dict[tuple[str, str], list[float]] = {}
     for row in rows:
-        if row["forward_passes"]:
-            work = [math.nan if row["forward_passes"][step] is None else row["forward_passes"][step] for step in steps]
-            name = _criterion(row), row["compensation"]
+        if row.forward_passes:
+            passes = row.forward_passes.model_dump()
+            work = [math.nan if passes[step] is None else passes[step] for step in steps]
+            name = criterion_name(row), row.compensation or ""
             most[name] = max(most.get(name, work), work, key=sum)
     for (criterion, compensation), work in most.items():
         table.add_row(criterion, compensation, *(_passes(number) for number in [*work, sum(work)]))
@@ -187,10 +189,6 @@ def _duration(seconds: float) -> str:
         if seconds >= 1.5 * size:
             return f"{seconds / size:,.1f} {unit}"
     return f"{seconds:,.1f} s"
-
-
-def _criterion(row: Row) -> str:
-    return named(row["criterion"], row["criterion_options"]) if row["criterion"] else "dense"
 
 
 def _with_interval(value: float, interval: Sequence[float]) -> str:

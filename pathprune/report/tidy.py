@@ -11,8 +11,9 @@ import pyarrow
 import pyarrow.csv
 import pyarrow.parquet
 
-from pathprune.report.entries import Results, Row
+from pathprune.report.entries import Results
 from pathprune.report.neurons import overlap_rows
+from pathprune.report.rows import ForwardPasses, VariantRow
 
 _NESTED = ("top1_ci", "retention_ci", "latency_spread_ms", "speedup_spread", "budget_spread")
 _LEFT_OUT = (
@@ -27,11 +28,11 @@ _LEFT_OUT = (
 
 def tidy_tables(results: Results) -> dict[str, pyarrow.Table]:
     """The tables by name: cells, classes, widths, significance, overlap, costs; those without rows are left out."""
-    dense_macs = results.dense["macs"]
+    dense_macs = results.dense.macs
     tables = {
         "cells": [_cell(row, dense_macs) for row in results.rows],
         "classes": [line for row in results.rows for line in _classes(row, results)],
-        "widths": [line for row in results.rows for line in _widths(row, results.dense["kept_widths"])],
+        "widths": [line for row in results.rows for line in _widths(row, results.dense.kept_widths)],
         "significance": list(_significance(results)),
         "overlap": overlap_rows(results),
         "costs": [{**asdict(cost), "seconds": cost.seconds} for cost in results.costs],
@@ -57,31 +58,31 @@ def _table(rows: Sequence[Mapping[str, object]]) -> pyarrow.Table:
     return pyarrow.table({key: [row.get(key) for row in rows] for key in keys})
 
 
-def _cell(row: Row, dense_macs: float) -> dict[str, object]:
+def _cell(row: VariantRow, dense_macs: float) -> dict[str, object]:
     """A row of metrics.jsonl with its intervals as columns and its options as JSON."""
-    cell: dict[str, object] = {key: value for key, value in row.items() if key not in (*_NESTED, *_LEFT_OUT)}
+    values = row.to_json()
+    cell: dict[str, object] = {key: value for key, value in values.items() if key not in (*_NESTED, *_LEFT_OUT)}
     for key in _NESTED:
-        low, high = row.get(key) or (None, None)
+        low, high = values[key] or (None, None)
         cell |= {f"{key}_low": low, f"{key}_high": high}
-    for step, passes in (row.get("forward_passes") or {}).items():
+    for step, passes in (row.forward_passes or ForwardPasses()).model_dump().items():
         cell[f"forward_passes_{step}"] = passes
-    options = row.get("criterion_options") or {}
     return cell | {
-        "criterion_options": json.dumps(options),
-        "is_recovered": bool(row.get("recovery")),
-        "macs_removed": 1 - row["macs"] / dense_macs,
+        "criterion_options": json.dumps(row.criterion_options or {}),
+        "is_recovered": row.recovery is not None,
+        "macs_removed": 1 - row.macs / dense_macs,
     }
 
 
-def _classes(row: Row, results: Results) -> Iterator[dict[str, object]]:
-    for name, top1 in zip(results.class_names, row["per_class"], strict=True):
+def _classes(row: VariantRow, results: Results) -> Iterator[dict[str, object]]:
+    for name, top1 in zip(results.class_names, row.per_class, strict=True):
         if top1 is not None:
-            yield {"variant_id": row["variant_id"], "seed": row["seed"], "class": name, "top1": top1}
+            yield {"variant_id": row.variant_id, "seed": row.seed, "class": name, "top1": top1}
 
 
-def _widths(row: Row, dense: list[int]) -> Iterator[dict[str, object]]:
-    for block, (kept, width) in enumerate(zip(row["kept_widths"], dense, strict=True)):
-        yield {"variant_id": row["variant_id"], "seed": row["seed"], "block": block, "width": width, "kept": kept}
+def _widths(row: VariantRow, dense: list[int]) -> Iterator[dict[str, object]]:
+    for block, (kept, width) in enumerate(zip(row.kept_widths, dense, strict=True)):
+        yield {"variant_id": row.variant_id, "seed": row.seed, "block": block, "width": width, "kept": kept}
 
 
 def _significance(results: Results) -> Iterator[dict[str, object]]:

@@ -21,20 +21,20 @@ def featured(results: Results) -> Entry:
 def headline(results: Results) -> list[str]:
     """For every budget: its best variant, what ties with that and what does not."""
     if not results.entries:
-        return [f"Nothing is pruned here: the dense model's top-1 is {percent(results.dense['top1'], 1)}."]
+        return [f"Nothing is pruned here: the dense model's top-1 is {percent(results.dense.top1, 1)}."]
     return [_sentence(results, budget) for budget in results.budgets]
 
 
 def _sentence(results: Results, budget: Budget) -> str:
     winner = best(results.at(budget=budget))
-    saved = 1 - winner.macs / results.dense["macs"]
+    saved = 1 - winner.macs / results.dense.macs
     said = (
         f"{budget_words(budget)} ({percent(saved)} of MACs): `{winner.criterion}` with "
         f"`{winner.compensation}` keeps {percent(winner.retention.value, 1)} {interval(winner.retention.ci)} of the "
         "dense model's top-1"
     )
-    if winner.row.get("speedup"):
-        said += f", {winner.row['speedup']:.2f}× faster on {device(results)}"
+    if winner.row.timing:
+        said += f", {winner.row.timing.speedup:.2f}× faster on {device(results)}"
     return f"{said}.{_rivals(results, winner)}"
 
 
@@ -60,20 +60,20 @@ def _rivals(results: Results, winner: Entry) -> str:
 def facts(results: Results) -> list[Fact]:
     """The dense model's accuracy, and what the featured variant keeps and saves."""
     dense = results.dense
-    shown = [Fact(percent(dense["top1"], 1), "dense top-1", interval(dense["top1_ci"]))]
+    shown = [Fact(percent(dense.top1, 1), "dense top-1", interval(dense.top1_ci))]
     if not results.entries:
         return shown
     entry = featured(results)
-    row, removed = entry.row, f"{percent(entry.row['neurons_removed'])} of neurons removed"
-    fewer = 1 - row["num_params"] / dense["num_params"]
+    row, removed = entry.row, f"{percent(entry.row.neurons_removed)} of neurons removed"
+    fewer = 1 - row.num_params / dense.num_params
     shown += [
         Fact(percent(entry.retention.value, 1), "top-1 retained", f"{removed}; {interval(entry.retention.ci)}"),
-        Fact(f"−{percent(1 - entry.macs / dense['macs'])}", "MACs", f"{millions(entry.macs)} an image"),
-        Fact(f"−{percent(fewer)}", "parameters", millions(row["num_params"])),
+        Fact(f"−{percent(1 - entry.macs / dense.macs)}", "MACs", f"{millions(entry.macs)} an image"),
+        Fact(f"−{percent(fewer)}", "parameters", millions(row.num_params)),
     ]
-    if row.get("speedup"):
-        batch = f"{row['latency_ms']:.1f} ms for {row['latency_batch_size']} images"
-        shown.append(Fact(f"{row['speedup']:.2f}×", f"faster on {device(results)}", batch))
+    if row.timing:
+        batch = f"{row.timing.latency_ms:.1f} ms for {row.timing.latency_batch_size} images"
+        shown.append(Fact(f"{row.timing.speedup:.2f}×", f"faster on {device(results)}", batch))
     return shown
 
 

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pathprune.data import LabelledImages, make_loader, sample_balanced
-from pathprune.files import write_text
 from pathprune.inspection import (
     class_order,
     effects_of_scaling,
@@ -32,7 +31,7 @@ from pathprune.progress import TrackedBatches
 from pathprune.recipe import Recipe
 from pathprune.report.inspection import Findings, NeuronView, inspection_page
 from pathprune.report.page import Picture
-from pathprune.report.render import render, save_figures
+from pathprune.report.render import write_page
 from pathprune.scoring.criteria import Tokens
 from pathprune.stages.experiment import Experiment
 
@@ -67,9 +66,7 @@ def inspect_recipe(recipe: Recipe, *, overwrite: bool = False) -> Inspection:
         )
     file = experiment.folder.path / "inspect.html"
     if experiment.folder.main:
-        page = inspection_page(findings)
-        write_text(file, render(page))
-        save_figures(page, experiment.folder.path / "figures")
+        write_page(inspection_page(findings), file)
     return Inspection(findings, file, experiment.folder.main)
 
 

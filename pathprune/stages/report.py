@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pathprune.evaluation import Evaluation
-from pathprune.files import write_atomically, write_text
+from pathprune.files import write_atomically
 from pathprune.mining import ClassStats, PathSet
 from pathprune.pruning import PrunePlan
 from pathprune.report.entries import CriterionCost, Results, SplitInfo, named
-from pathprune.report.page import Page
-from pathprune.report.render import render, save_figures
+from pathprune.report.render import write_page
+from pathprune.report.rows import VariantRow
 from pathprune.report.run_page import run_page
 from pathprune.report.tidy import save_tables, tidy_tables
-from pathprune.runs import RunFolder
 from pathprune.scoring import Criterion, parse_criterion
 from pathprune.stages.experiment import Experiment
 from pathprune.stages.images import Use
@@ -30,14 +29,15 @@ def report(
     environment: Mapping[str, Any],
 ) -> Results:
     """Write, in the main process, the page, figures and tables of a run; returns what they are made of."""
+    variant_rows = [VariantRow.model_validate(row) for row in rows]
     results = Results(
         name=experiment.recipe.name,
-        rows=rows,
+        rows=variant_rows,
         evaluations=evaluations,
         plans=plans,
         mined=_mined(experiment),
         class_names=experiment.splits.class_names,
-        costs=[_cost(experiment, parse_criterion(spec), rows) for spec in experiment.recipe.score.criteria],
+        costs=[_cost(experiment, parse_criterion(spec), variant_rows) for spec in experiment.recipe.score.criteria],
         model=f"`{experiment.recipe.model.name}` ({experiment.loaded.architecture.name})",
         data=f"`{experiment.recipe.data.source}`",
         recipe=experiment.recipe.to_yaml(),
@@ -45,16 +45,10 @@ def report(
         splits=_splits(experiment),
     )
     if experiment.folder.main and experiment.recipe.report:
-        write_page(run_page(results), experiment.folder)
+        write_page(run_page(results), experiment.folder.path / "report.html")
         with write_atomically(experiment.folder.path / "tables") as folder:
             save_tables(tidy_tables(results), folder)
     return results
-
-
-def write_page(page: Page, folder: RunFolder) -> None:
-    """Write a page as `report.html`, and its figures under `figures/`."""
-    write_text(folder.path / "report.html", render(page))
-    save_figures(page, folder.path / "figures")
 
 
 def _mined(experiment: Experiment) -> dict[str, tuple[ClassStats, PathSet]]:
@@ -70,15 +64,15 @@ def _mined(experiment: Experiment) -> dict[str, tuple[ClassStats, PathSet]]:
     }
 
 
-def _cost(experiment: Experiment, criterion: Criterion, rows: Sequence[Mapping[str, Any]]) -> CriterionCost:
+def _cost(experiment: Experiment, criterion: Criterion, rows: Sequence[VariantRow]) -> CriterionCost:
     """What it took to score every neuron by a criterion, as measured when each part was done."""
     tokens, seconds = criterion.needs_mining, experiment.folder.seconds
     steps = ("mining", "statistics", "scoring") if criterion.needs_statistics else ("mining", "scoring")
     told = criterion.model_dump(mode="json", exclude_defaults=True)
     passes = [
-        [row["forward_passes"][step] for step in steps]
+        [getattr(row.forward_passes, step) for step in steps]
         for row in rows
-        if (row["criterion"], row.get("criterion_options")) == (criterion.name, told) and row["forward_passes"]
+        if (row.criterion, row.criterion_options) == (criterion.name, told) and row.forward_passes
     ]
     statistics_key = experiment.statistics_key()
     return CriterionCost(

@@ -52,17 +52,17 @@ def test_a_recipe_is_its_dense_model_and_one_model_for_each_widths(folder: Path)
     assert out == folder / "run"
     assert list(group.pruned) == ["magnitude-l2 at 25%", "magnitude-l2 at 50%"]
     rows = bench([group], CONFIG, folder=out)
-    assert [(row["model"], row["batch_size"]) for row in rows] == [
+    assert [(row.model, row.batch_size) for row in rows] == [
         *(("dense", 1), ("magnitude-l2 at 25%", 1), ("magnitude-l2 at 50%", 1)),
         *(("dense", 2), ("magnitude-l2 at 25%", 2), ("magnitude-l2 at 50%", 2)),
     ]
-    assert [row["widths"] for row in rows[:3]] == [[48, 48], [36, 36], [24, 24]]
+    assert [row.widths for row in rows[:3]] == [[48, 48], [36, 36], [24, 24]]
     dense, _, half = rows[:3]
-    assert dense["speedup"] == dense["mac_saving"] == 1
-    assert half["mac_saving"] == dense["macs"] / half["macs"] > 1
-    assert half["peak_bytes"] < dense["peak_bytes"]
-    assert all(row["latency_ms"] > 0 and row["images_per_second"] > 0 for row in rows)
-    assert json.loads((out / "bench.json").read_text(encoding="utf-8")) == rows
+    assert dense.speedup == dense.mac_saving == 1
+    assert half.mac_saving == dense.macs / half.macs > 1
+    assert half.peak_bytes < dense.peak_bytes
+    assert all(row.latency_ms > 0 and row.images_per_second > 0 for row in rows)
+    assert json.loads((out / "bench.json").read_text(encoding="utf-8")) == [row.to_json() for row in rows]
 
 
 def test_a_second_bench_measures_nothing_unless_something_changed(
@@ -89,7 +89,7 @@ def test_checkpoints_of_one_architecture_stand_beside_its_dense_model(
     assert out == Path("runs/bench")
     assert list(group.pruned) == [str(first), str(second)]
     assert group.input_size == (3, 8, 8)
-    widths = {tuple(row["widths"]) for row in bench([group], CONFIG, folder=out)}
+    widths = {tuple(row.widths) for row in bench([group], CONFIG, folder=out)}
     assert widths == {(48, 48), (36, 36), (24, 24)}
     (again,), same = bench_groups([str(folder / "run")])  # the run folder of that recipe
     assert list(again.pruned) == ["magnitude-l2 at 25%", "magnitude-l2 at 50%"]
@@ -114,7 +114,7 @@ def test_a_backend_that_cannot_run_is_left_out_unless_it_was_asked_for(
     monkeypatch.setattr(bench_module, "missing_packages", lambda _: [])
     groups, out = bench_groups([recipe_file(folder)])
     rows = bench(groups, BenchConfig(batch_sizes=(1,), repeats=1), folder=out)
-    assert {row["backend"] for row in rows} == {"eager"}
+    assert {row.backend for row in rows} == {"eager"}
     assert "no compiled today" in caplog.text
     with pytest.raises(BackendError, match="no compiled today"):
         bench(groups, BenchConfig(batch_sizes=(1,), repeats=1, backends=("compiled",)), folder=out)
@@ -124,7 +124,7 @@ def test_a_saving_that_is_not_had_in_time_is_said(folder: Path, monkeypatch: pyt
     groups, out = bench_groups([recipe_file(folder)], ["prune.ratio=0.5"])
     fake_clock(monkeypatch, ms_per_neuron=0.01)
     rows = bench(groups, CONFIG, folder=out)
-    assert rows[1]["speedup"] == pytest.approx(4.96 / 4.48)
+    assert rows[1].speedup == pytest.approx(4.96 / 4.48)
     words = bench_words(rows)
     assert len(words) == 2
     assert "its widths are no multiples of 16: try prune.round_to=16 or 64" in words[0]

@@ -10,7 +10,8 @@ import torch
 from pathprune.evaluation import Evaluation, retention, top1_ci
 from pathprune.mining import ClassStats, PathSet
 from pathprune.pruning import Budget, PrunePlan
-from pathprune.report.entries import CriterionCost, Results, Row, SplitInfo
+from pathprune.report.entries import CriterionCost, Results, SplitInfo
+from pathprune.report.rows import ForwardPasses, RecoveryRecord, Timing, VariantRow
 
 CRITERIA = ("path", "variance", "taylor", "magnitude-l2", "random")
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -38,9 +39,7 @@ def invented(
     dense = _evaluation(labels, rng.random(num_images) < 0.9, classes)
     evaluations = {"dense": [dense] * len(seeds)}
     plans = {}
-    rows: list[Row] = [
-        _row(dense, dense, seed=seeds[0], variant_id="dense", widths=[width] * num_blocks, latency=latency)
-    ]
+    rows = [_row(dense, dense, seed=seeds[0], variant_id="dense", widths=[width] * num_blocks, latency=latency)]
     for budget in budgets:
         share = budget.amount if budget.kind != "max-drop" else 0.4
         for place, criterion in enumerate(criteria):
@@ -68,8 +67,9 @@ def invented(
                     rows.append(row)
                 if criterion in recovered:
                     evaluations[f"{id}--recovered"] = [dense] * len(seeds)
-                    best = {"variant_id": f"{id}--recovered", "recovery": {"epochs": 1}, "top1": rows[0]["top1"]}
-                    rows += [{**row, **best, "seed": seed} for seed in seeds]
+                    recovery = RecoveryRecord(rounds=1, epochs=1, history=[])
+                    best = {"variant_id": f"{id}--recovered", "recovery": recovery, "top1": rows[0].top1}
+                    rows += [row.model_copy(update={**best, "seed": seed}) for seed in seeds]
     return Results(
         name="invented",
         rows=rows,
@@ -139,32 +139,46 @@ def _row(
     compensation: str | None = None,
     budget: Budget = Budget("neurons", 0.0),  # noqa: B008 (immutable)
     full: int | None = None,
-) -> Row:
+) -> VariantRow:
     left = sum(widths) / (full or sum(widths))
     kept = retention(evaluation, dense)
-    timing = {
-        "latency_ms": 20 * left + 10,
-        "latency_batch_size": 16,
-        "images_per_second": 16000 / (20 * left + 10),
-        "speedup": 30 / (20 * left + 10),
-        "speedup_spread": [0.97 * 30 / (20 * left + 10), 1.04 * 30 / (20 * left + 10)],
-    }
-    return {
-        **{"variant_id": variant_id, "criterion": criterion, "criterion_options": {}, "compensation": compensation},
-        **{"tokens": None, "budget_kind": budget.kind, "budget": budget.amount, "budget_reached": budget.amount},
-        **{"neurons_removed": 1 - left, "seed": seed, "num_images": evaluation.num_images},
-        **{"top1": float(evaluation.correct.mean()), "top1_ci": list(top1_ci(evaluation))},
-        **{"retention": kept.value, "retention_ci": list(kept.ci), "top5": 0.99, "nll": 0.3, "agreement": 0.9},
-        **{
-            "classes": None,
-            "per_class": evaluation.summary()["per_class"],
-            "num_params": int(2.7e6 * (0.4 + 0.6 * left)),
-        },
-        **{
-            "macs": int(183e6 * (0.4 + 0.6 * left)),
-            "kept_widths": widths,
-            "checkpoint": None,
-            "forward_passes": {"scoring": 9.0, "fitting": 300.0},
-        },
-        **(timing if latency else {"latency_ms": None, "latency_batch_size": None}),
-    }
+    milliseconds = 20 * left + 10
+    timing = Timing(
+        latency_ms=milliseconds,
+        latency_spread_ms=(0.9 * milliseconds, 1.1 * milliseconds),
+        latency_batch_size=16,
+        images_per_second=16000 / milliseconds,
+        speedup=30 / milliseconds,
+        speedup_spread=(0.97 * 30 / milliseconds, 1.04 * 30 / milliseconds),
+    )
+    row = VariantRow(
+        variant_id=variant_id,
+        criterion=criterion,
+        criterion_options={},
+        compensation=compensation,
+        tokens=None,
+        budget_kind=budget.kind,
+        budget=budget.amount,
+        budget_reached=budget.amount,
+        budget_spread=None,
+        neurons_removed=1 - left,
+        seed=seed,
+        classes=None,
+        num_images=evaluation.num_images,
+        top1=float(evaluation.correct.mean()),
+        top1_ci=top1_ci(evaluation),
+        retention=kept.value,
+        retention_ci=kept.ci,
+        top5=0.99,
+        nll=0.3,
+        per_class=evaluation.summary()["per_class"],
+        agreement=0.9,
+        num_params=int(2.7e6 * (0.4 + 0.6 * left)),
+        macs=int(183e6 * (0.4 + 0.6 * left)),
+        forward_passes=ForwardPasses(scoring=9.0, fitting=300.0),
+        kept_widths=widths,
+        recovery=None,
+        checkpoint=None,
+        checkpoint_bytes=None,
+    )
+    return row.with_timing(timing) if latency else row
