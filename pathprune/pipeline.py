@@ -15,13 +15,12 @@ from torch import nn
 
 from pathprune.evaluation import Evaluation
 from pathprune.keys import key_of
-from pathprune.mining import PathAccuracy
+from pathprune.mining import PathAccuracy, Tokens
 from pathprune.models.checkpoint import describe_pruned, load_pruned
 from pathprune.pruning import PrunePlan
 from pathprune.recipe import Recipe, RecipeError
 from pathprune.report.entries import Results
 from pathprune.runs import read_json
-from pathprune.scoring.criteria import Tokens
 from pathprune.stages.comparison import ROW_FORMAT, add_latency, dense_row, pruned_row, recovered_row, saved_at
 from pathprune.stages.experiment import Experiment
 from pathprune.stages.mining import tokens_to_mine

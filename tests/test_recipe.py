@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from pathprune.mining import METHODS, RULES
 from pathprune.mining.config import MineConfig
-from pathprune.mining.locate import METHODS
-from pathprune.mining.quadrature import RULES
 from pathprune.recipe import Recipe, RecipeError, load_recipe, parse_recipe, shipped_recipes
 from pathprune.recovery import RecoverConfig, TrainConfig
 
@@ -105,7 +104,7 @@ def test_all_problems_are_reported_at_once_by_their_dotted_path(tmp_path: Path) 
         "unknown key 'prune.rond_to'; did you mean 'round_to'?",
         "score.criteria: unknown criterion 'tayler'; did you mean 'taylor'?",
         "compensation: unknown compensation 'meen'; did you mean 'mean'?",
-        "mine.nodes: 0 is neither a number of at least 1 nor auto",
+        "mine.nodes: got 0; give a whole number of at least 1, or auto",
         "unknown key 'extra'",
     ):
         assert part in message

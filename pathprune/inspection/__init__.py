@@ -1,18 +1,24 @@
-"""What neuron paths say of a model: how strong they are, what they do, who shares them, and what they look for."""
+"""Inspection of neuron paths: their strength, their effects, the classes that share them, and their neurons."""
 
-from pathprune.inspection.classes import class_order, shared_neurons
-from pathprune.inspection.interventions import Effects, effects_of_scaling, scaled_paths
-from pathprune.inspection.neurons import Exciting, most_exciting, most_used
-from pathprune.inspection.strength import random_paths
+from pathprune.inspection.classes import measure_overlap, order_classes
+from pathprune.inspection.interventions import Effects, measure_effects, scale_paths
+from pathprune.inspection.measures import PATH_KINDS, SCALING_FACTORS, PathKind, PathMeasure, PathMeasures
+from pathprune.inspection.neurons import TopImages, find_most_used, find_top_images
+from pathprune.inspection.random_paths import draw_random_paths
 
 __all__ = [
+    "PATH_KINDS",
+    "SCALING_FACTORS",
     "Effects",
-    "Exciting",
-    "class_order",
-    "effects_of_scaling",
-    "most_exciting",
-    "most_used",
-    "random_paths",
-    "scaled_paths",
-    "shared_neurons",
+    "PathKind",
+    "PathMeasure",
+    "PathMeasures",
+    "TopImages",
+    "draw_random_paths",
+    "find_most_used",
+    "find_top_images",
+    "measure_effects",
+    "measure_overlap",
+    "order_classes",
+    "scale_paths",
 ]

@@ -1,4 +1,4 @@
-"""Which classes share paths."""
+"""Overlap of the paths of different classes."""
 
 # C classes, W neurons of a layer, L layers
 
@@ -14,35 +14,39 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 
 
-def shared_neurons(counts: Sequence[Tensor], num_images: Tensor, *, size: int = 1) -> Tensor:
-    """The share of path neurons that an image of one class and another image, of another, have in common: `[C, C]`.
+def measure_overlap(counts: Sequence[Tensor], num_images: Tensor, *, top_k: int = 1) -> Tensor:
+    """Return the share of path neurons that two different images of two classes have in common: `[C, C]`, in [0, 1].
 
-    `counts` are, for every layer, the images of a class that have a neuron on their path, `[C, W]`; `size` is how many
-    neurons of a layer are on a path. The mean over all pairs of different images and over layers, in [0, 1]; NaN where
-    there are no such pairs: a class without images, or of one image with itself.
+    - counts: for every layer, the number of images of a class with the neuron on their path, `[C, W_l]`.
+    - num_images: the number of images of each class, `[C]`.
+    - top_k: the number of neurons of a layer on a path.
+
+    The share is the mean over layers and over all pairs of different images. Without such pairs (a class without
+    images, or a class of one image against itself) the share is NaN.
     """
     images_C = num_images.double()
     pairs_CC = images_C[:, None] * images_C - torch.diag(images_C)
     total_CC = torch.zeros_like(pairs_CC)
     for count_CW in counts:
         count_CW = count_CW.double()
-        # of a class with itself, an image shares everything with itself: those pairs do not count
+        # within a class, leave out the pairs of an image with itself, which share every neuron
         total_CC += count_CW @ count_CW.T - torch.diag(count_CW.sum(1))
-    return total_CC / pairs_CC.where(pairs_CC > 0, torch.nan) / (size * len(counts))
+    return total_CC / pairs_CC.where(pairs_CC > 0, torch.nan) / (top_k * len(counts))
 
 
-def class_order(shared_CC: Tensor) -> list[int]:
-    """An order of the classes in which those that share much are neighbours; classes without images come last.
+def order_classes(overlap_CC: Tensor) -> list[int]:
+    """Return an order of the classes that places classes of large overlap side by side.
 
-    Average linkage over 1 - what is shared, leaves in optimal order.
+    The order is that of the leaves of average linkage over 1 - overlap, in optimal leaf order. Classes without any
+    overlap to another class (all NaN) come last.
     """
-    shared: NDArray[np.float64] = shared_CC.double().numpy()
-    known = [index for index in range(len(shared)) if np.isfinite(np.delete(shared[index], index)).any()]
-    rest = [index for index in range(len(shared)) if index not in known]
+    overlap: NDArray[np.float64] = overlap_CC.double().numpy()
+    known = [index for index in range(len(overlap)) if np.isfinite(np.delete(overlap[index], index)).any()]
+    unknown = [index for index in range(len(overlap)) if index not in known]
     if len(known) < 3:
-        return known + rest
-    distance = 1 - shared[np.ix_(known, known)]
+        return known + unknown
+    distance = 1 - overlap[np.ix_(known, known)]
     np.fill_diagonal(distance, 0)
     condensed = squareform((distance + distance.T) / 2, checks=False)
     leaves = leaves_list(optimal_leaf_ordering(linkage(condensed, "average"), condensed))
-    return [known[leaf] for leaf in leaves] + rest
+    return [known[leaf] for leaf in leaves] + unknown

@@ -1,50 +1,57 @@
-"""Neuron paths: located per image, recorded per split, summed per class."""
+"""Neuron paths: location per image, records per split, statistics per class."""
 
-from pathprune.mining.accuracy import PathAccuracy, fewest_nodes, path_accuracy
-from pathprune.mining.class_stats import KINDS, ClassStats
-from pathprune.mining.locate import METHODS, TOKENS, locate_paths, path_scores
+from pathprune.mining.accuracy import PathAccuracy, choose_nodes, compare_paths
+from pathprune.mining.class_stats import STATISTICS, ClassStats, Statistic
+from pathprune.mining.integral import TOKENS, Tokens, resolve_nodes
+from pathprune.mining.locate import METHODS, Method, locate_paths, score_paths
+from pathprune.mining.mined import MinedPaths, split_layers
+from pathprune.mining.objective_config import ObjectiveConfig
 from pathprune.mining.objectives import (
     ClassProbability,
     CleanCosine,
     LabelProbability,
     Objective,
-    ObjectiveConfig,
-    ZeroShot,
-    ZeroShotClassifier,
-    objective_for,
+    ObjectiveFunction,
+    resolve_objective,
 )
-from pathprune.mining.paths import MinedPaths, PathSet, per_layer, save_paths
-from pathprune.mining.quadrature import RULES, nodes_for
+from pathprune.mining.path_set import PathSet, save_paths
+from pathprune.mining.quadrature import RULES, Rule
 from pathprune.mining.sampling import Sampling, sample_for_mining
 from pathprune.mining.shards import ShardFolder
 from pathprune.mining.split import mine_split
+from pathprune.mining.zero_shot import ZeroShot, ZeroShotClassifier
 
 __all__ = [
-    "KINDS",
     "METHODS",
     "RULES",
+    "STATISTICS",
     "TOKENS",
     "ClassProbability",
     "ClassStats",
     "CleanCosine",
     "LabelProbability",
+    "Method",
     "MinedPaths",
     "Objective",
     "ObjectiveConfig",
+    "ObjectiveFunction",
     "PathAccuracy",
     "PathSet",
+    "Rule",
     "Sampling",
     "ShardFolder",
+    "Statistic",
+    "Tokens",
     "ZeroShot",
     "ZeroShotClassifier",
-    "fewest_nodes",
+    "choose_nodes",
+    "compare_paths",
     "locate_paths",
     "mine_split",
-    "nodes_for",
-    "objective_for",
-    "path_accuracy",
-    "path_scores",
-    "per_layer",
+    "resolve_nodes",
+    "resolve_objective",
     "sample_for_mining",
     "save_paths",
+    "score_paths",
+    "split_layers",
 ]

@@ -1,191 +1,225 @@
-"""The joint attribution of neuron paths (arXiv 2503.09046): integrals over α, with the clamped prefix carried along.
+"""Joint attribution of neuron paths: integrals over α, with the clamped prefix carried along (arXiv 2503.09046).
 
-Layers are clamped one after the other, and nothing before block `l + 1` changes once the neurons of layer `l` are
-chosen. So a `Prefix` holds, for every node α, the state at which block `l` is open, and that state's derivative along
-"+1 on every clamped value of every chosen neuron". One backward pass from the objective to the prefix then yields both
-the gradient of every neuron of layer `l` and the summed gradient of all neurons chosen before it.
+Layers are clamped in order, and nothing before block `l + 1` changes once the neurons of layer `l` are chosen. A
+`Prefix` therefore keeps, for every node α, the model's state where block `l` is open, and the derivative of that state
+along "+1 on every clamped value of every chosen neuron". One backward pass from the objective to the prefix then gives
+two results: the gradient of every neuron of layer `l`, and the sum of the gradients of all neurons chosen before.
 """
 
-# B images, M nodes, N = M·B rows (one image at one node; nodes outermost), T tokens, R clamped tokens, D channels,
-# W neurons of a layer, k neurons chosen in a layer, L layers
+# B images, M nodes, N = M·B pairs of node and image (nodes outermost), T tokens, R clamped tokens, D channels,
+# E numbers that the next block reads of a token, W neurons of a layer, k neurons chosen in a layer, L layers
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pathprune.mining.clean_pass import CleanPass
 from pathprune.mining.forward_mode import Tensors, jvp
-from pathprune.mining.objectives import Readout
+from pathprune.mining.objectives import ObjectiveFunction
+from pathprune.mining.quadrature import Quadrature
 from pathprune.models.precision import Passes
 from pathprune.models.seam import AdaptedModel
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of softmax, sums and scores for a model that computes in `dtype`."""
+    """Return the dtype of softmax, sums and scores for a model that computes in `dtype`."""
     return torch.promote_types(dtype, torch.float32)
 
 
 @dataclass(frozen=True)
-class CleanPass:
-    """One forward pass with nothing clamped: block 0 as it opens, the values that clamping starts from, the output."""
+class BlockState:
+    """State of a model whose block is open for clamped values: all that these values do not affect.
 
-    opened: tuple[Tensor, Tensor]  # m [B, T, D] and u [B, T, W_0] of block 0
-    values: tuple[Tensor, ...]  # a_l [B, R, W_l], the clamped tokens' hidden rows of every layer
-    output_BK: Tensor
+    `h_NTD` and `read_NTE` are None where every token is clamped, and at the last block. Otherwise their rows of clamped
+    tokens are placeholders, replaced when the block is closed.
+    """
+
+    m_NRD: Tensor  # residual stream of the open block, to which its MLP's output is added
+    h_NTD: Tensor | None = None  # input of the next block
+    read_NTE: Tensor | None = None  # numbers that the next block reads of each token of `h_NTD`
+
+    def to_tensors(self) -> tuple[Tensor, ...]:
+        """Return the tensors that are not None, in the order of the fields."""
+        return tuple(x for x in (self.m_NRD, self.h_NTD, self.read_NTE) if x is not None)
+
+    @classmethod
+    def from_tensors(cls, tensors: Iterable[Tensor]) -> BlockState:
+        """Return the state whose `to_tensors` gave `tensors`."""
+        return cls(*tensors)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> BlockState:
+        """Return the state with `function` applied to every tensor."""
+        return BlockState.from_tensors(map(function, self.to_tensors()))
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """The model with every layer before `block` clamped at its chosen neurons, and `block` open for its own values.
+    """Model whose layers before `block` are clamped at their chosen neurons, with `block` open for its own values.
 
-    `state` is what those values have no part in: `m` of `open_block` at the clamped tokens `[N, R, D]`; and, where
-    other tokens have gone past them, `h` `[N, T, D]` of the next block and what it reads of each of them `[N, T, ·]`.
-    There, the clamped tokens' rows are still to be put in. `tangent` is its derivative along +1 on every chosen value.
+    `tangent` is the derivative of `state` along +1 on every clamped value of every chosen neuron.
     """
 
     block: int
-    state: tuple[Tensor, ...]
-    tangent: tuple[Tensor, ...]
+    state: BlockState
+    tangent: BlockState
 
 
 @dataclass(frozen=True)
 class JointAttribution:
-    """The integrals ∫ ∂p/∂v dα of one batch of images, where layers of `adapted` are clamped to `v(α)`.
+    """Integrals ∫ ∂p/∂v dα of one batch of images, whose layers are clamped to values `v(α)`.
 
-    `rows` are the clamped tokens, `readout` those that the head reads; None for all of them. `passes` makes the
-    context that block passes run in.
+    - objective: the function `p` of the model's output.
+    - clamped_tokens, readout_tokens: indices of the tokens that are clamped, and that the head reads; None: all tokens.
+    - passes: returns the context manager that block passes run in.
     """
 
     adapted: AdaptedModel
-    objective: Readout
+    objective: ObjectiveFunction
     clean: CleanPass
-    alpha_M: Tensor
-    weight_M: Tensor
-    rows: Tensor | None
-    readout: Tensor | None
+    quadrature: Quadrature
+    clamped_tokens: Tensor | None
+    readout_tokens: Tensor | None
     passes: Passes
 
     def start(self) -> Prefix:
-        """Block 0 opened, nothing clamped: the same at every node."""
-        rows = self._rows_read_from(0)
+        """Return the prefix with block 0 open and nothing clamped, the same at every node."""
+        m_BTD, u_BTW, tokens = self.clean.first_m_BTD, self.clean.first_u_BTW, self._tokens_read_from(0)
+        if tokens is not None:
+            m_BTD, u_BTW = m_BTD[:, tokens], u_BTW[:, tokens]
         with self.passes():
-            opened = self._passed_by(0, *(part if rows is None else part[:, rows] for part in self.clean.opened))
-        state = tuple(part.repeat(len(self.alpha_M), 1, 1) for part in opened)
-        return Prefix(0, state, tuple(map(torch.zeros_like, state)))
+            state = self._close_free_tokens(0, m_BTD, u_BTW)
+        state = state.map(lambda x: x.repeat(len(self.quadrature.alpha_M), 1, 1))
+        return Prefix(0, state, state.map(torch.zeros_like))
 
-    def layer_gradients(self, prefix: Prefix) -> tuple[Tensor, Tensor]:
-        """Clamp all of `prefix.block` to α·a: its own gradients ∫ ∂p/∂v `[B, R, W]`, and those of all neurons
-        chosen before it, summed, `[B]`.
+    def integrate_layer(self, prefix: Prefix) -> tuple[Tensor, Tensor]:
+        """Clamp all neurons of `prefix.block` to α·a and integrate gradients.
+
+        Returns the layer's own ∫ ∂p/∂v `[B, R, W]`, and the sum of those of all neurons chosen before, `[B]`.
         """
-        v = (self.alpha_M[:, None, None, None] * self.clean.values[prefix.block]).flatten(0, 1).requires_grad_()
-        state = [part.detach().requires_grad_() for part in prefix.state]
+        v_NRW = (self._alpha * self.clean.values[prefix.block]).flatten(0, 1).requires_grad_()
+        state = prefix.state.map(lambda x: x.detach().requires_grad_())
         with torch.enable_grad(), self.passes():
-            p_N = self._suffix(prefix.block, v, *state)
-            grad_v, *grads = torch.autograd.grad(p_N.sum(), (v, *state), materialize_grads=True)
-        earlier_N = torch.stack([_products(*pair, dtype=v.dtype) for pair in zip(grads, prefix.tangent, strict=True)])
-        return self.integrated(grad_v), self.integrated(earlier_N.sum(0))
+            p_N = self._run_suffix(prefix.block, v_NRW, state)
+            grad_NRW, *grads = torch.autograd.grad(p_N.sum(), (v_NRW, *state.to_tensors()), materialize_grads=True)
+        tangents = prefix.tangent.to_tensors()
+        products = [_multiply_rows(*pair, dtype=v_NRW.dtype) for pair in zip(grads, tangents, strict=True)]
+        return self.integrate(grad_NRW), self.integrate(torch.stack(products).sum(0))
 
     def advance(self, prefix: Prefix, chosen_Bk: Tensor) -> Prefix:
-        """Clamp `prefix.block` to a, with the chosen neurons at α·a, and open the next block."""
+        """Return the prefix of the next block: `prefix.block` clamped to a, its chosen neurons to α·a."""
         block = prefix.block
 
-        def to_next_block(v: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-            return self._passed_by(block + 1, *self._open_next(block, v, *state))
+        def run_to_next_block(v_NRW: Tensor, state: BlockState) -> tuple[Tensor, ...]:
+            return self._close_free_tokens(block + 1, *self._open_next(block, v_NRW, state)).to_tensors()
 
-        return Prefix(block + 1, *self._along_path(to_next_block, prefix, chosen_Bk))
+        values, derivatives = self._differentiate(run_to_next_block, prefix, chosen_Bk)
+        return Prefix(block + 1, BlockState.from_tensors(values), BlockState.from_tensors(derivatives))
 
-    def path_gradient(self, prefix: Prefix, chosen_Bk: Tensor) -> Tensor:
-        """Clamp the last layer like the layers before it: ∫ Σ ∂p/∂v over all chosen neurons of all layers, `[B]`."""
+    def integrate_path(self, prefix: Prefix, chosen_Bk: Tensor) -> Tensor:
+        """Clamp the last layer like those before: return ∫ Σ ∂p/∂v over the chosen neurons of all layers, `[B]`."""
 
-        def to_objective(v: Tensor, *state: Tensor) -> Tensor:
-            return self._suffix(prefix.block, v, *state)
+        def run_to_objective(v_NRW: Tensor, state: BlockState) -> Tensor:
+            return self._run_suffix(prefix.block, v_NRW, state)
 
-        _, dp_N = self._along_path(to_objective, prefix, chosen_Bk)
-        return self.integrated(dp_N)
+        _, derivative_N = self._differentiate(run_to_objective, prefix, chosen_Bk)
+        return self.integrate(derivative_N)
 
-    def path_activation(self, chosen_LBk: list[Tensor]) -> Tensor:
-        """Σ a over the chosen neurons of the first `len(chosen_LBk)` layers, `[B]`."""
+    def sum_activations(self, chosen: Sequence[Tensor]) -> Tensor:
+        """Return Σ a over the chosen neurons: `[B, k]` for each of the first layers -> `[B]`."""
         total_B = self.clean.values[0].new_zeros(len(self.clean.values[0]))
-        for a_BRW, chosen_Bk in zip(self.clean.values, chosen_LBk, strict=False):
+        for a_BRW, chosen_Bk in zip(self.clean.values, chosen, strict=False):
             total_B = total_B + a_BRW.sum(1).gather(1, chosen_Bk).sum(1)
         return total_B
 
-    def joint_score(self, path_BL: Tensor) -> Tensor:
-        """The JAS of a path with one neuron in every layer: `[B, L]` -> `[B]`."""
+    def score_path(self, path_BL: Tensor) -> Tensor:
+        """Return the joint attribution score of a path with one neuron in every layer: int64 `[B, L]` -> `[B]`."""
         chosen = list(path_BL.T.unsqueeze(-1))
         prefix = self.start()
         for chosen_B1 in chosen[:-1]:
             prefix = self.advance(prefix, chosen_B1)
-        return self.path_activation(chosen) * self.path_gradient(prefix, chosen[-1])
+        return self.sum_activations(chosen) * self.integrate_path(prefix, chosen[-1])
 
-    def value(self, h: Tensor) -> Tensor:
-        """The objective at the last block's output: `[N, T, D]` -> `[N]`."""
-        output = self.adapted.head(h)
-        output_of_node = output.to(at_least_float32(output.dtype)).chunk(len(self.alpha_M))
+    def evaluate_objective(self, h_NTD: Tensor) -> Tensor:
+        """Return the objective at the last block's output: `[N, T, D]` -> `[N]`."""
+        output_NK = self.adapted.head(h_NTD)
+        output_of_node = output_NK.to(at_least_float32(output_NK.dtype)).chunk(len(self.quadrature.alpha_M))
         return torch.cat([self.objective(output_BK) for output_BK in output_of_node])
 
-    def integrated(self, integrand: Tensor) -> Tensor:
-        """The weighted sum over nodes: `[N, …]` -> `[B, …]`."""
-        at_node = torch.stack(integrand.chunk(len(self.weight_M)))
-        return (self.weight_M.view(-1, *[1] * integrand.ndim) * at_node).sum(0)
+    def integrate(self, integrand: Tensor) -> Tensor:
+        """Return the weighted sum over nodes: `[N, …]` -> `[B, …]`."""
+        weight_M = self.quadrature.weight_M
+        at_node = torch.stack(integrand.chunk(len(weight_M)))
+        return (weight_M.view(-1, *[1] * integrand.ndim) * at_node).sum(0)
 
-    def _suffix(self, block: int, v: Tensor, *state: Tensor) -> Tensor:
-        """From a `Prefix`'s state at `block`, clamped to `v` `[N, R, W]`, to the objective `[N]`."""
+    @property
+    def _alpha(self) -> Tensor:
+        """The nodes, `[M, 1, 1, 1]`."""
+        return self.quadrature.alpha_M[:, None, None, None]
+
+    def _run_suffix(self, block: int, v_NRW: Tensor, state: BlockState) -> Tensor:
+        """Run from the open `block`, clamped to `v_NRW`, to the objective `[N]`."""
         last = len(self.adapted.sites) - 1
         if block == last:
-            return self.value(self._clamped(block, v, state[0]))
-        h = self.adapted.close_block(block + 1, *self._open_next(block, v, *state))
+            return self.evaluate_objective(self._close_clamped_tokens(block, v_NRW, state))
+        h_NTD = self.adapted.close_block(block + 1, *self._open_next(block, v_NRW, state))
         for later in range(block + 2, last + 1):
-            h = self.adapted.run_block(later, h, self._rows_read_from(later))
-        return self.value(h)
+            h_NTD = self.adapted.run_block(later, h_NTD, self._tokens_read_from(later))
+        return self.evaluate_objective(h_NTD)
 
-    def _open_next(self, block: int, v: Tensor, m: Tensor, *passed: Tensor) -> tuple[Tensor, Tensor]:
-        """Close `block`, clamped to `v`, and open the one after it."""
-        following, rows = block + 1, self._rows_read_from(block + 1)
-        h_NRD = self._clamped(block, v, m)
-        if self.rows is None:
-            return self.adapted.open_block(following, h_NRD, rows)
-        h, read = passed
-        h = h.index_copy(1, self.rows, h_NRD.to(h.dtype))
-        read = read.index_copy(1, self.rows, self.adapted.read_block(following, h_NRD, rows).to(read.dtype))
-        return self.adapted.open_block(following, h, rows, read=read)
+    def _open_next(self, block: int, v_NRW: Tensor, state: BlockState) -> tuple[Tensor, Tensor]:
+        """Close `block`, clamped to `v_NRW`, and return the next block opened."""
+        tokens = self._tokens_read_from(block + 1)
+        h_NRD = self._close_clamped_tokens(block, v_NRW, state)
+        if self.clamped_tokens is None:
+            return self.adapted.open_block(block + 1, h_NRD, tokens)
+        assert state.h_NTD is not None
+        assert state.read_NTE is not None
+        read_NRE = self.adapted.read_block(block + 1, h_NRD, tokens)
+        h_NTD = state.h_NTD.index_copy(1, self.clamped_tokens, h_NRD.to(state.h_NTD.dtype))
+        read_NTE = state.read_NTE.index_copy(1, self.clamped_tokens, read_NRE.to(state.read_NTE.dtype))
+        return self.adapted.open_block(block + 1, h_NTD, tokens, read=read_NTE)
 
-    def _clamped(self, block: int, v_NRW: Tensor, m: Tensor) -> Tensor:
-        """Close `block` for the clamped tokens, as far as something reads them."""
-        read = self._rows_read_from(block)
-        v = v_NRW if read is None or self.rows is not None else v_NRW[:, read]
-        return self.adapted.close_block(block, m, v.to(m.dtype))
+    def _close_clamped_tokens(self, block: int, v_NRW: Tensor, state: BlockState) -> Tensor:
+        """Return the output of `block` at the clamped tokens that a later step reads: `[N, R, D]`."""
+        tokens = self._tokens_read_from(block)
+        if self.clamped_tokens is None and tokens is not None:
+            v_NRW = v_NRW[:, tokens]
+        return self.adapted.close_block(block, state.m_NRD, v_NRW.to(state.m_NRD.dtype))
 
-    def _passed_by(self, block: int, m: Tensor, u: Tensor) -> tuple[Tensor, ...]:
-        """The state of a `Prefix` at `block`: tokens that are not clamped go past the values that will be."""
-        last = block == len(self.adapted.sites) - 1
-        if self.rows is None or last:
-            return (m,)
-        h = self.adapted.close_block(block, m, u)
-        return m[:, self.rows], h, self.adapted.read_block(block + 1, h, self._rows_read_from(block + 1))
+    def _close_free_tokens(self, block: int, m_NTD: Tensor, u_NTW: Tensor) -> BlockState:
+        """Return the state of the open `block`, from which the tokens that are not clamped go on to the next block."""
+        is_last = block == len(self.adapted.sites) - 1
+        if self.clamped_tokens is None or is_last:
+            return BlockState(m_NTD)
+        h_NTD = self.adapted.close_block(block, m_NTD, u_NTW)
+        read_NTE = self.adapted.read_block(block + 1, h_NTD, self._tokens_read_from(block + 1))
+        return BlockState(m_NTD[:, self.clamped_tokens], h_NTD, read_NTE)
 
-    def _rows_read_from(self, block: int) -> Tensor | None:
-        """The rows of a block's results that something later reads; None for all of them."""
-        return self.readout if block == len(self.adapted.sites) - 1 else None
+    def _tokens_read_from(self, block: int) -> Tensor | None:
+        """Return the tokens of a block's output that a later step reads; None: all tokens."""
+        return self.readout_tokens if block == len(self.adapted.sites) - 1 else None
 
-    def _along_path(
-        self, function: Callable[..., Tensors], prefix: Prefix, chosen_Bk: Tensor
+    def _differentiate(
+        self, function: Callable[[Tensor, BlockState], Tensors], prefix: Prefix, chosen_Bk: Tensor
     ) -> tuple[Tensors, Tensors]:
-        """`function(v, *state)` with the chosen neurons of the open block clamped too, and its derivative along the
-        path.
-        """
+        """Return `function(v, state)` and its derivative along the path, chosen neurons of the open block included."""
         a_BRW = self.clean.values[prefix.block]
-        chosen_BW = torch.zeros_like(a_BRW[:, 0], dtype=torch.bool).scatter(1, chosen_Bk, True)
-        chosen_BRW = chosen_BW[:, None].expand_as(a_BRW)
-        v = torch.where(chosen_BRW, self.alpha_M[:, None, None, None] * a_BRW, a_BRW).flatten(0, 1)
-        dv = chosen_BRW.repeat(len(self.alpha_M), 1, 1).to(v.dtype)
+        is_chosen_BW = torch.zeros_like(a_BRW[:, 0], dtype=torch.bool).scatter(1, chosen_Bk, True)
+        is_chosen_BRW = is_chosen_BW[:, None].expand_as(a_BRW)
+        v_NRW = torch.where(is_chosen_BRW, self._alpha * a_BRW, a_BRW).flatten(0, 1)
+        tangent_NRW = is_chosen_BRW.repeat(len(self.quadrature.alpha_M), 1, 1).to(v_NRW.dtype)
         with self.passes():
-            return jvp(function, (v, *prefix.state), (dv, *prefix.tangent))
+            return jvp(
+                lambda v, *state: function(v, BlockState.from_tensors(state)),
+                (v_NRW, *prefix.state.to_tensors()),
+                (tangent_NRW, *prefix.tangent.to_tensors()),
+            )
 
 
-def _products(x_N: Tensor, y_N: Tensor, *, dtype: torch.dtype) -> Tensor:
-    """The inner product of every row of the batch, `[N, …]` and `[N, …]` -> `[N]`."""
+def _multiply_rows(x_N: Tensor, y_N: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """Return the inner product of each pair of rows: `[N, …]`, `[N, …]` -> `[N]`."""
     return (x_N.to(dtype) * y_N.to(dtype)).flatten(1).sum(1)

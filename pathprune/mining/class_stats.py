@@ -1,7 +1,4 @@
-"""What mining yields of each class: how often its images have a neuron on their paths, and with how much mass.
-
-On disk it carries its description beside its data, see `pathprune.mining.records`.
-"""
+"""Class statistics of neuron paths: how often, and with how much mass, the images of each class use each neuron."""
 
 # B images of a batch, K classes, L layers, W neurons of a layer, k neurons chosen in a layer
 
@@ -10,147 +7,186 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pathprune.files import write_atomically
-from pathprune.mining.paths import MinedPaths, normalised, per_layer
-from pathprune.mining.records import Settings, check_same_mining, described, description
+from pathprune.mining.mined import MinedPaths, normalize_rows, split_layers
+from pathprune.mining.records import Settings, check_same_mining, read_description, write_description
 from pathprune.mining.stored_sums import StoredSums, write_sums
 
-KINDS = ("count", "mass", "published-mass")
+Statistic = Literal["count", "mass", "published-mass"]
+STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
 
 
 @dataclass
 class ClassStats:
-    """Per class and neuron, summed over images: how often on a path, and how much mass; on the CPU.
+    """Statistics per class and neuron, summed over the images of the class, on the CPU.
 
-    Built by `ClassStats.empty` in float64, streamed with `update`, merged with `+`. On disk: a safetensors file with
-    `num_images` `[K]` and, for every site, `count.<site>`, `mass.<site>` and `published-mass.<site>` `[K, W_l]`, in
-    float32; `load` leaves them there, and every layer is read when it is asked for.
+    `empty` starts in float64, `update` adds a batch, and `+` merges. On disk, a safetensors file with `num_images`
+    `[K]` and, for every site, `count.<site>`, `mass.<site>` and `published-mass.<site>` `[K, W_l]` in float32. The
+    file's metadata carries a description, see `pathprune.mining.records`. `load` reads the sums of a layer on access.
     """
 
     site_names: tuple[str, ...]
     class_names: tuple[str, ...]
     num_images: Tensor  # int64 [K]
-    count: Sequence[Tensor]  # per layer [K, W_l]: images that have the neuron on their path
-    mass: Sequence[Tensor]  # per layer [K, W_l]: summed `MinedPaths.mass`
-    published_mass: Sequence[Tensor]  # per layer [K, W_l]: the same of |score|, for comparison
-    settings: Settings = field(default_factory=dict)  # how the paths were mined
+    count: Sequence[Tensor]  # per layer [K, W_l]: number of images with the neuron on their path
+    mass: Sequence[Tensor]  # per layer [K, W_l]: sum of `MinedPaths.mass`
+    published_mass: Sequence[Tensor]  # per layer [K, W_l]: sum of |score|, normalised per image; for comparison
+    settings: Settings = field(default_factory=dict)  # of the mining run
 
     @classmethod
     def empty(
         cls, widths: Mapping[str, int], class_names: Sequence[str], settings: Settings | None = None
     ) -> ClassStats:
-        """No images yet. `widths` maps every site's name to its number of neurons, in the order of the layers."""
+        """Return statistics of no images. `widths` maps site names, in layer order, to numbers of neurons."""
 
         def zeros() -> tuple[Tensor, ...]:
             return tuple(torch.zeros(len(class_names), width, dtype=torch.float64) for width in widths.values())
 
-        num_images = torch.zeros(len(class_names), dtype=torch.int64)
-        return cls(tuple(widths), tuple(class_names), num_images, zeros(), zeros(), zeros(), dict(settings or {}))
+        return cls(
+            site_names=tuple(widths),
+            class_names=tuple(class_names),
+            num_images=torch.zeros(len(class_names), dtype=torch.int64),
+            count=zeros(),
+            mass=zeros(),
+            published_mass=zeros(),
+            settings=dict(settings or {}),
+        )
 
     def update(self, mined: MinedPaths, labels: Tensor) -> None:
-        """Add a batch, in place, to the classes that `labels` (int64 `[B]`) name."""
+        """Add a batch in place; `labels` (int64 `[B]`) are the classes that the images count for.
+
+        Raises `ValueError`, before anything is added, for labels of another number or out of range and for paths of
+        other widths.
+        """
         labels = labels.to("cpu", torch.int64)
         if labels.shape != mined.paths.shape[:1]:
-            raise ValueError(f"labels have shape {list(labels.shape)}, but {len(mined.paths)} images were mined")
+            raise ValueError(
+                f"labels have shape {list(labels.shape)}, but {len(mined.paths)} images were mined; pass one label "
+                "per image"
+            )
         for label in labels.tolist():
             if not 0 <= label < len(self.class_names):
                 raise ValueError(f"label {label} is out of range: there are {len(self.class_names)} classes")
-        widths, expected = [own.shape[1] for own in per_layer(mined.own)], [count.shape[1] for count in self.count]
+        widths, expected = [own_BW.shape[1] for own_BW in split_layers(mined.own)], list(self.widths.values())
         if widths != expected:
-            raise ValueError(f"layers of widths {widths} were mined, but these statistics are for widths {expected}")
-        self._hold()
+            raise ValueError(f"the mined layers have widths {widths}, but these statistics have widths {expected}")
+        self._load_sums()
         self.num_images += torch.bincount(labels, minlength=len(self.class_names))
         add_counts(self.count, mined.paths.cpu(), labels)
-        for mass, mass_BW in zip(self.mass, per_layer(mined.mass), strict=True):
-            mass.index_add_(0, labels, mass_BW.cpu().to(torch.float64))
-        for published, scores_BW in zip(self.published_mass, per_layer(mined.scores), strict=True):
-            published.index_add_(0, labels, normalised(scores_BW.cpu().to(torch.float64)))
+        for mass_KW, mass_BW in zip(self.mass, split_layers(mined.mass), strict=True):
+            mass_KW.index_add_(0, labels, mass_BW.cpu().to(torch.float64))
+        for published_KW, scores_BW in zip(self.published_mass, split_layers(mined.scores), strict=True):
+            published_KW.index_add_(0, labels, normalize_rows(scores_BW.cpu().to(torch.float64)))
 
     def add_classes(self, classes: Tensor, other: ClassStats) -> None:
-        """Add, in place, the statistics of some classes only: row `i` of `other` is of class `classes[i]` (int64)."""
-        self._hold()
+        """Add `other` in place, whose row `i` holds the statistics of class `classes[i]` (int64)."""
+        self._load_sums()
         self.num_images.index_add_(0, classes, other.num_images)
-        for kind in KINDS:
-            for ours, theirs in zip(self.sums(kind), other.sums(kind), strict=True):
-                ours.index_add_(0, classes, theirs.to(ours.dtype))
+        for statistic in STATISTICS:
+            for own_KW, other_KW in zip(self.sums(statistic), other.sums(statistic), strict=True):
+                own_KW.index_add_(0, classes, other_KW.to(own_KW.dtype))
 
-    def of_classes(self, chosen_K: Tensor) -> ClassStats:
-        """The statistics of some of the classes, by a mask (bool `[K]`)."""
-        names = tuple(name for name, chosen in zip(self.class_names, chosen_K.tolist(), strict=True) if chosen)
-        count, mass, published = (tuple(x_KW[chosen_K] for x_KW in self.sums(kind)) for kind in KINDS)
-        return ClassStats(self.site_names, names, self.num_images[chosen_K], count, mass, published, self.settings)
+    def select_classes(self, mask_K: Tensor) -> ClassStats:
+        """Return the statistics of the classes that a bool mask `[K]` selects."""
+        names = tuple(name for name, selected in zip(self.class_names, mask_K.tolist(), strict=True) if selected)
+        count, mass, published_mass = (tuple(x_KW[mask_K] for x_KW in self.sums(each)) for each in STATISTICS)
+        return ClassStats(self.site_names, names, self.num_images[mask_K], count, mass, published_mass, self.settings)
 
-    def _hold(self) -> None:
-        """Have sums that were left on the disk in memory, to add to them."""
-        held = (tuple(x.double() for x in x_L) if isinstance(x_L, StoredSums) else x_L for x_L in map(self.sums, KINDS))
-        self.count, self.mass, self.published_mass = held
+    def _load_sums(self) -> None:
+        """Replace sums on disk by float64 copies in memory, which can be added to."""
+        self.count, self.mass, self.published_mass = (
+            tuple(x_KW.double() for x_KW in x_L) if isinstance(x_L, StoredSums) else x_L
+            for x_L in map(self.sums, STATISTICS)
+        )
 
     def __add__(self, other: ClassStats) -> ClassStats:
-        """The statistics of both sets of images."""
+        """Return the statistics of both sets of images. Raises `ValueError` for other sites, classes or settings."""
         check_same_mining(self, other)
+        count, mass, published_mass = (
+            tuple(own_KW + other_KW for own_KW, other_KW in zip(self.sums(each), other.sums(each), strict=True))
+            for each in STATISTICS
+        )
         return replace(
             self,
             num_images=self.num_images + other.num_images,
-            count=tuple(a + b for a, b in zip(self.count, other.count, strict=True)),
-            mass=tuple(a + b for a, b in zip(self.mass, other.mass, strict=True)),
-            published_mass=tuple(a + b for a, b in zip(self.published_mass, other.published_mass, strict=True)),
+            count=count,
+            mass=mass,
+            published_mass=published_mass,
         )
 
     @property
     def widths(self) -> dict[str, int]:
         """The number of neurons of every site."""
-        return {site: count.shape[1] for site, count in zip(self.site_names, self.count, strict=True)}
+        return {site: count_KW.shape[1] for site, count_KW in zip(self.site_names, self.count, strict=True)}
 
     @property
     def empty_classes(self) -> list[int]:
-        """Classes of which no image was seen."""
+        """The classes without images."""
         return (self.num_images == 0).nonzero().flatten().tolist()
 
-    def sums(self, kind: str) -> Sequence[Tensor]:
-        """`count`, `mass` or `published-mass`, summed over the images of a class: per layer `[K, W_l]`."""
-        if kind not in KINDS:
-            raise ValueError(f"unknown kind of class statistics {kind!r}; choose from {', '.join(KINDS)}")
-        return {"count": self.count, "mass": self.mass, "published-mass": self.published_mass}[kind]
+    def sums(self, statistic: str) -> Sequence[Tensor]:
+        """Return `count`, `mass` or `published-mass`, summed over the images of a class: per layer `[K, W_l]`.
 
-    def means(self, kind: str) -> Iterator[Tensor]:
-        """`sums` divided by the images of the class: per layer float64 `[K, W_l]`; zeros for `empty_classes`."""
+        Raises `ValueError` for an unknown statistic.
+        """
+        if statistic not in STATISTICS:
+            raise ValueError(f"unknown class statistic {statistic!r}; choose from {', '.join(STATISTICS)}")
+        return {"count": self.count, "mass": self.mass, "published-mass": self.published_mass}[statistic]
+
+    def means(self, statistic: str) -> Iterator[Tensor]:
+        """Yield `sums` divided by the number of images: per layer float64 `[K, W_l]`, zero for `empty_classes`.
+
+        Raises `ValueError` for an unknown statistic.
+        """
         num_images_K1 = self.num_images.clamp(min=1)[:, None]
-        return (sums_KW.double() / num_images_K1 for sums_KW in self.sums(kind))
+        return (sums_KW.double() / num_images_K1 for sums_KW in self.sums(statistic))
 
     def save(self, file: Path | str) -> None:
-        """Write the safetensors file, all or nothing."""
+        """Write the safetensors file atomically."""
         save_stats([(0, self)], file, widths=self.widths, class_names=self.class_names, settings=self.settings)
 
     @classmethod
     def load(cls, file: Path | str) -> ClassStats:
-        """Open a file that `save` wrote. Raises `ValueError` for anything else and for another schema version."""
+        """Open a file that `save` wrote. Raises `ValueError` for a file of another kind or schema version."""
         try:
             with safe_open(file, framework="pt") as opened:
-                about = described((opened.metadata() or {}).get("pathprune"), file, "class statistics")
+                text = (opened.metadata() or {}).get("pathprune")
+                description = read_description(text, file, "class statistics")
                 num_images = opened.get_tensor("num_images").clone()
         except SafetensorError as error:
             raise ValueError(f"{file} does not hold class statistics: {error}") from error
-        sites = tuple(about["site_names"])
-        count, mass, published = (
-            StoredSums.of(Path(file).absolute(), (f"{kind}.{site}" for site in sites)) for kind in KINDS
+        sites = tuple(description["site_names"])
+        count, mass, published_mass = (
+            StoredSums.open(Path(file).absolute(), (f"{statistic}.{site}" for site in sites))
+            for statistic in STATISTICS
         )
-        return cls(sites, tuple(about["class_names"]), num_images, count, mass, published, about["settings"])
+        return cls(
+            site_names=sites,
+            class_names=tuple(description["class_names"]),
+            num_images=num_images,
+            count=count,
+            mass=mass,
+            published_mass=published_mass,
+            settings=description["settings"],
+        )
 
-    def tensors(self) -> dict[str, Tensor]:
-        """What the file holds, by name."""
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of the file, by name."""
         tensors = {"num_images": self.num_images}
-        for kind in KINDS:
-            tensors |= {f"{kind}.{site}": sums for site, sums in zip(self.site_names, self.sums(kind), strict=True)}
+        for statistic in STATISTICS:
+            named = zip(self.site_names, self.sums(statistic), strict=True)
+            tensors |= {f"{statistic}.{site}": sums_KW for site, sums_KW in named}
         return tensors
 
 
 def add_counts(counts: Sequence[Tensor], paths_BLk: Tensor, labels_B: Tensor) -> None:
-    """Count, in place, the neurons on each image's path for the class that `labels_B` names: per layer `[K, W_l]`."""
+    """Add 1, in place, to `counts` (per layer `[K, W_l]`) for every neuron on an image's path, at the image's class."""
     for count_KW, chosen_Bk in zip(counts, paths_BLk.unbind(1), strict=True):
         count_KW.index_put_((labels_B[:, None], chosen_Bk), torch.ones((), dtype=count_KW.dtype), accumulate=True)
 
@@ -163,13 +199,13 @@ def save_stats(
     class_names: Sequence[str],
     settings: Settings,
 ) -> None:
-    """Write the statistics of all classes as one file, all or nothing, a block of consecutive classes at a time.
+    """Write the statistics of all classes as one file, atomically, one block of consecutive classes at a time.
 
-    A block comes with its first class. Classes without a block have no images.
+    Each block comes with its first class. Classes without a block have no images.
     """
     empty = ClassStats.empty(widths, (), settings)
-    about = description(replace(empty, class_names=tuple(class_names)))
-    shapes = {name: (len(class_names), *tensor.shape[1:]) for name, tensor in empty.tensors().items()}
+    description = write_description(replace(empty, class_names=tuple(class_names)))
+    shapes = {name: (len(class_names), *tensor.shape[1:]) for name, tensor in empty.to_tensors().items()}
     with write_atomically(Path(file)) as part:
-        tensors = ((first_class, block.tensors()) for first_class, block in blocks)
-        write_sums(part, shapes=shapes, description=about, blocks=tensors)
+        tensors = ((first_class, block.to_tensors()) for first_class, block in blocks)
+        write_sums(part, shapes=shapes, description=description, blocks=tensors)

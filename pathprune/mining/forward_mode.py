@@ -1,7 +1,7 @@
-"""Forward-mode derivatives of models, at the price of one more pass.
+"""Forward-mode derivatives of models, at the cost of about one more forward pass.
 
-torch's own take a product with the derivative of every weight, which is zero here, and have none of fused attention. So
-the layers that cost have rules of their own; everything else is left to torch.
+torch's own forward mode also multiplies by the derivative of every weight, which is zero here, and does not implement
+fused attention. The expensive layers therefore have rules of their own; torch differentiates all other operations.
 """
 
 # … any leading dimensions, T tokens, S tokens attended to, E channels of a head
@@ -25,28 +25,28 @@ Tensors = TypeVar("Tensors", Tensor, tuple[Tensor, ...])
 def jvp(
     function: Callable[..., Tensors], primals: Iterable[Tensor], tangents: Iterable[Tensor]
 ) -> tuple[Tensors, Tensors]:
-    """`function(*primals)`, a tensor or a tuple of them, and its derivative along `tangents`; weights stay as they are.
+    """Return `function(*primals)` (a tensor or a tuple of tensors) and its derivative along `tangents`.
 
-    No gradients flow through the results.
+    Weights are constants. No gradients flow through the results.
     """
     with (
         torch.no_grad(),
         forward_ad.dual_level(),
         sdpa_kernel(SDPBackend.MATH),
         warnings.catch_warnings(),
-        _OwnRules(),
+        _CustomRules(),
     ):
-        # torch compiles its own formulas with it on first use
+        # torch compiles its forward-mode formulas with torch.jit on first use
         warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
-        result = function(*map(_dual, primals, tangents))
+        result = function(*map(_make_dual, primals, tangents))
         if isinstance(result, Tensor):
-            return _parts(result)
-        values, derivatives = zip(*map(_parts, result), strict=True)
+            return _split_dual(result)
+        values, derivatives = zip(*map(_split_dual, result), strict=True)
         return values, derivatives
 
 
-class _OwnRules(TorchFunctionMode):
-    """Calls the rules below instead of the functions that they are for, unless they give None: they do not apply."""
+class _CustomRules(TorchFunctionMode):
+    """Mode that calls the rules below in place of torch's functions. A rule that does not apply returns None."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         rule, kwargs = _RULES.get(func), kwargs or {}
@@ -54,47 +54,48 @@ class _OwnRules(TorchFunctionMode):
         return func(*args, **kwargs) if result is None else result
 
 
-def _unpacked(x: Tensor) -> tuple[Tensor, Tensor | None]:
+def _unpack_dual(x: Tensor) -> tuple[Tensor, Tensor | None]:
     value, derivative = forward_ad.unpack_dual(x)  # type: ignore[no-untyped-call]
     return value, derivative
 
 
-def _parts(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The value and the derivative of a tensor, zero where nothing varies with it."""
-    value, derivative = _unpacked(x)
+def _split_dual(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the value and the derivative of a tensor; the derivative of a constant is zero."""
+    value, derivative = _unpack_dual(x)
     return value, torch.zeros_like(value) if derivative is None else derivative
 
 
-def _exact_parts(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The parts in float32 or better: rounded scores would shift the softmax of all of them."""
-    value, derivative = _parts(x)
+def _split_dual_float32(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return value and derivative in float32 or better: one rounded attention score shifts the whole softmax."""
+    value, derivative = _split_dual(x)
     dtype = torch.promote_types(x.dtype, torch.float32)
-    # one copy here in place of one in each of the products
+    # one copy here instead of one in every product
     value, derivative = (x.to(dtype, memory_format=torch.contiguous_format) for x in (value, derivative))
     return value.contiguous(), derivative.contiguous()
 
 
-def _dual(value: Tensor, derivative: Tensor) -> Tensor:
+def _make_dual(value: Tensor, derivative: Tensor) -> Tensor:
     dual: Tensor = forward_ad.make_dual(value, derivative)  # type: ignore[no-untyped-call]
     return dual
 
 
-def _varies(*tensors: Tensor | None) -> bool:
-    return any(x is not None and _unpacked(x)[1] is not None for x in tensors)
+def _has_derivative(*tensors: Tensor | None) -> bool:
+    """Return whether any of the tensors varies along the direction of differentiation."""
+    return any(x is not None and _unpack_dual(x)[1] is not None for x in tensors)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-    if not _varies(x) or _varies(weight, bias):
+    if not _has_derivative(x) or _has_derivative(weight, bias):
         return None
-    value, derivative = _parts(x)
-    return _dual(functional.linear(value, weight, bias), functional.linear(derivative, weight))
+    value, derivative = _split_dual(x)
+    return _make_dual(functional.linear(value, weight, bias), functional.linear(derivative, weight))
 
 
 def _gelu(x: Tensor, approximate: str = "none") -> Tensor | None:
-    if not _varies(x):
+    if not _has_derivative(x):
         return None
-    value, derivative = _parts(x)
-    return _dual(
+    value, derivative = _split_dual(x)
+    return _make_dual(
         functional.gelu(value, approximate=approximate),
         torch.ops.aten.gelu_backward(derivative, value, approximate=approximate),
     )
@@ -107,15 +108,17 @@ def _layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    if not _varies(x) or _varies(weight, bias):
+    if not _has_derivative(x) or _has_derivative(weight, bias):
         return None
-    value, derivative = _parts(x)
+    value, derivative = _split_dual(x)
     normed, mean, rstd = torch.native_layer_norm(value, normalized_shape, weight, bias, eps)
-    # the Jacobian of the normalisation without its weights is symmetric, so the one backward serves
-    moved, *_ = torch.ops.aten.native_layer_norm_backward(
+    # the Jacobian of the normalisation without its weights is symmetric: its backward is its forward derivative
+    normed_derivative, *_ = torch.ops.aten.native_layer_norm_backward(
         derivative.contiguous(), value, normalized_shape, mean, rstd, None, None, [True, False, False]
     )
-    return _dual(normed, moved if weight is None else (moved * weight).to(normed.dtype))
+    if weight is not None:
+        normed_derivative = (normed_derivative * weight).to(normed.dtype)
+    return _make_dual(normed, normed_derivative)
 
 
 def _attention(
@@ -129,18 +132,18 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor | None:
-    """Attention `[…, T, E]` over `[…, S, E]`."""
-    if attn_mask is not None or dropout_p or is_causal or enable_gqa or not _varies(q, k, v):
+    """Attend from `q` `[…, T, E]` to `k` and `v` `[…, S, E]`."""
+    if attn_mask is not None or dropout_p or is_causal or enable_gqa or not _has_derivative(q, k, v):
         return None
     dtype = q.dtype
-    (q, dq), (k, dk), (v, dv) = map(_exact_parts, (q, k, v))
+    (q, dq), (k, dk), (v, dv) = map(_split_dual_float32, (q, k, v))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     with torch.autocast(q.device.type, enabled=False):
         q, dq, k_t, dk_t = q * scale, dq * scale, k.transpose(-2, -1), dk.transpose(-2, -1)
         weights = (q @ k_t).softmax(-1)
-        # the Jacobian of a softmax is symmetric, so the one backward serves
-        moved = torch.ops.aten._softmax_backward_data(dq @ k_t + q @ dk_t, weights, -1, weights.dtype)
-        return _dual((weights @ v).to(dtype), (moved @ v + weights @ dv).to(dtype))
+        # the Jacobian of a softmax is symmetric: its backward is its forward derivative
+        d_weights = torch.ops.aten._softmax_backward_data(dq @ k_t + q @ dk_t, weights, -1, weights.dtype)
+        return _make_dual((weights @ v).to(dtype), (d_weights @ v + weights @ dv).to(dtype))
 
 
 _RULES: dict[Any, Callable[..., Tensor | None]] = {

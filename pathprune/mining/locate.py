@@ -1,4 +1,4 @@
-"""Locate the influential neuron path of every image in a batch."""
+"""Location of the most influential neuron path of every image in a batch."""
 
 # B images, M nodes, R clamped tokens, W neurons of a layer, k neurons chosen in a layer, L layers
 
@@ -6,22 +6,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from pathprune.mining import baselines
-from pathprune.mining.attribution import CleanPass, JointAttribution, at_least_float32
-from pathprune.mining.objectives import Objective, Readout, objective_for
-from pathprune.mining.paths import MinedPaths, normalised
-from pathprune.mining.quadrature import nodes_and_weights, nodes_for
+from pathprune.mining.attribution import JointAttribution, at_least_float32
+from pathprune.mining.clean_pass import resolve_classes, run_clean_pass
+from pathprune.mining.integral import TOKENS, Integral, Tokens, resolve_nodes
+from pathprune.mining.mined import MinedPaths, normalize_rows
+from pathprune.mining.objectives import Objective, ObjectiveFunction, resolve_objective
+from pathprune.mining.quadrature import Quadrature, Rule
 from pathprune.models.adapt import evaluating, model_device
 from pathprune.models.precision import mixed_precision
 from pathprune.models.seam import AdaptedModel
 
-METHODS = ("jas", "activation", "influence-pattern")
-TOKENS = ("class", "all")
+Method = Literal["jas", "activation", "influence-pattern"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 @torch.no_grad()
@@ -30,121 +33,135 @@ def locate_paths(
     images: Tensor,
     targets: Tensor | None = None,
     *,
-    method: str = "jas",
-    rule: str = "gauss-legendre",
+    method: Method = "jas",
+    rule: Rule = "gauss-legendre",
     nodes: int | None = None,
     first_nodes: int | None = None,
     top_k: int = 1,
-    tokens: str = "class",
-    objective: Objective | Readout | None = None,
+    tokens: Tokens = "class",
+    objective: Objective | ObjectiveFunction | None = None,
     dtype: torch.dtype | None = None,
 ) -> MinedPaths:
-    """The neuron path of each image, one neuron (or the best `top_k`) in every layer, with dense scores of all neurons.
+    """Locate the neuron path of each image: the best neuron (or `top_k` neurons) of every layer, and all scores.
 
-    `images` are normalised, `[B, C, H, W]`; `targets` `[B]` are the classes to explain, None for the model's own
-    predictions. The model is left as it was; memory grows with `B · nodes`.
+    `images` are normalised, `[B, C, H, W]`. `targets` are the classes to explain, `[B]`, None for the model's own
+    predictions. The model is left unchanged. Memory grows with `B · nodes`.
 
-    - method: `jas` locates layer by layer with the joint attribution score; `activation` and `influence-pattern` are
-      the baselines of the paper.
-    - rule, nodes: the quadrature of the integrals; the paper's is `left-riemann` with 20 nodes.
-      None for as many Gauss-Legendre nodes as find more than 99.5 % of the converged integral's neurons: 4, or 6 where
-      all tokens are clamped. Most of the rest are ties, of scores that differ by a ten-thousandth.
-    - first_nodes: nodes of the first layer, whose integral is the roughest; None for as many as `nodes` says, and 12
-      where neither is given and all tokens are clamped.
+    - method: `jas` locates layer by layer with the joint attribution score. `activation` and `influence-pattern` are
+      the paper's baselines.
+    - rule, nodes: the quadrature of the integrals; the paper's is `left-riemann` with 20 nodes. None: the number of
+      Gauss–Legendre nodes that finds more than 99.5 % of the converged integral's neurons, which is 4, or 6 with all
+      tokens clamped. Most of the other neurons are ties, whose scores differ by a ten-thousandth.
+    - first_nodes: the nodes of the first layer, whose integrand is the roughest. None: as many as `nodes`, or 12 if
+      `nodes` is None too and all tokens are clamped.
     - tokens: `class` clamps the tokens that the head reads (class and distillation token), `all` clamps every token.
-    - objective: what a path explains, in place of the target's probability: an objective, or a function of the model's
-      output `[B, K]` -> `[B]`. A model without a classifier is explained by the cosine with its clean embedding.
-    - dtype: run block passes in this precision by autocast; softmax, sums and scores stay in float32 or better.
+    - objective: the number to explain: an objective, or a function of the model's output `[B, K]` -> `[B]`. None: the
+      target's probability, or the cosine to the clean embedding for a model without a classifier.
+    - dtype: the autocast dtype of block passes. Softmax, sums and scores stay in float32 or better.
 
     Raises `ValueError` for a setting or target out of range, and for activations that are not finite.
     Source: "Discovering Influential Neuron Path in Vision Transformers", arXiv 2503.09046.
     """
-    _check_settings(adapted, method, top_k, tokens)
-    images = _checked_images(adapted, images).to(model_device(adapted.model))
-    quadrature, first = (nodes_and_weights(rule, number) for number in nodes_for(tokens, nodes, first_nodes))
-    opened = _attribution(adapted, images, targets, quadrature, tokens, objective, dtype)
-    with opened as (attribution, predictions, targets):
+    _check_settings(adapted, method=method, top_k=top_k, tokens=tokens)
+    images = _check_images(adapted, images).to(model_device(adapted.model))
+    nodes, first_nodes = resolve_nodes(tokens, nodes, first_nodes)
+    integral = Integral(rule, nodes, first_nodes, tokens, dtype)
+    with _open_batch(adapted, images, targets, integral=integral, objective=objective) as batch:
         if method == "jas":
-            scores, own, chosen, jas = _layer_by_layer(attribution, first, top_k)
+            located = _locate_jointly(batch.attribution, integral, top_k)
         else:
-            if method == "activation":
-                scores, own = baselines.activation(attribution)
-            else:
-                scores, own = baselines.influence_pattern(attribution, images)
-            chosen = [_best(scores_BW, top_k) for scores_BW in scores]
-            jas = attribution.joint_score(torch.stack([chosen_Bk[:, 0] for chosen_Bk in chosen], dim=1))
+            located = _locate_by_ranking(batch.attribution, images, method, top_k)
     return MinedPaths(
-        paths=torch.stack(chosen, dim=1),
-        scores=_stacked(scores),
-        own=_stacked(own),
-        mass=_stacked([normalised(own_BW) for own_BW in own]),
-        jas=jas,
-        targets=targets,
-        predictions=predictions,
+        paths=torch.stack(located.chosen, dim=1),
+        scores=_stack_layers(located.scores),
+        own=_stack_layers(located.own),
+        mass=_stack_layers([normalize_rows(own_BW) for own_BW in located.own]),
+        jas=located.jas_B,
+        targets=batch.targets_B,
+        predictions=batch.predictions_B,
     )
 
 
 @torch.no_grad()
-def path_scores(
+def score_paths(
     adapted: AdaptedModel,
     images: Tensor,
     paths: Tensor,
     targets: Tensor | None = None,
     *,
-    rule: str = "gauss-legendre",
+    rule: Rule = "gauss-legendre",
     nodes: int | None = None,
-    tokens: str = "class",
-    objective: Objective | Readout | None = None,
+    tokens: Tokens = "class",
+    objective: Objective | ObjectiveFunction | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The joint attribution score `[B]` of a path given for each image: one neuron in every layer, int64 `[B, L]`.
+    """Return the joint attribution score `[B]` of one path per image: one neuron in every layer, int64 `[B, L]`.
 
-    All else is as in `locate_paths`.
+    The other arguments and the errors are those of `locate_paths`.
     """
-    _check_settings(adapted, "jas", 1, tokens)
-    images = _checked_images(adapted, images).to(model_device(adapted.model))
+    _check_settings(adapted, method="jas", top_k=1, tokens=tokens)
+    images = _check_images(adapted, images).to(model_device(adapted.model))
     if paths.shape != (len(images), len(adapted.sites)):
         raise ValueError(f"paths have shape {list(paths.shape)}; expected [{len(images)}, {len(adapted.sites)}]")
-    quadrature = nodes_and_weights(rule, nodes_for(tokens, nodes)[0])
-    opened = _attribution(adapted, images, targets, quadrature, tokens, objective, dtype)
-    with opened as (attribution, _, _):
-        return attribution.joint_score(paths.to(images.device))
+    integral = Integral(rule, *resolve_nodes(tokens, nodes), tokens, dtype)
+    with _open_batch(adapted, images, targets, integral=integral, objective=objective) as batch:
+        return batch.attribution.score_path(paths.to(images.device))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Attribution of a batch after its clean pass, with the classes of its images."""
+
+    attribution: JointAttribution
+    predictions_B: Tensor
+    targets_B: Tensor
+
+
+@dataclass(frozen=True)
+class _Located:
+    """Paths of a batch with their scores, layer by layer."""
+
+    scores: list[Tensor]  # per layer [B, W]
+    own: list[Tensor]  # per layer [B, W]
+    chosen: list[Tensor]  # per layer int64 [B, k], best first
+    jas_B: Tensor
 
 
 @contextmanager
-def _attribution(
+def _open_batch(
     adapted: AdaptedModel,
     images: Tensor,
     targets: Tensor | None,
-    quadrature: tuple[Tensor, Tensor],
-    tokens: str,
-    objective: Objective | Readout | None,
-    dtype: torch.dtype | None,
-) -> Iterator[tuple[JointAttribution, Tensor, Tensor]]:
-    """The attribution of a batch after its clean pass, with predictions and targets `[B]`; the model evaluates."""
+    *,
+    integral: Integral,
+    objective: Objective | ObjectiveFunction | None,
+) -> Iterator[_Batch]:
+    """Run the clean pass and yield the batch's attribution, with the model in eval mode."""
     device = images.device
-    exact = at_least_float32(images.dtype)
-    readout = torch.tensor(adapted.readout, device=device) if adapted.readout else None
-    rows = readout if tokens == "class" else None
+    dtype = at_least_float32(images.dtype)
+    quadrature = Quadrature(*(x_M.to(device, dtype) for x_M in integral.quadrature()))
+    readout_tokens = torch.tensor(adapted.readout, device=device) if adapted.readout else None
+    clamped_tokens = readout_tokens if integral.tokens == "class" else None
     with evaluating(adapted.model):
-        # one pass of many, whose rounding would go into every score: in full precision
-        clean = _clean_pass(adapted, images, rows, exact)
-        objective = objective_for(adapted.num_classes, objective)
-        predictions, targets = _classes(objective, clean.output_BK, targets)
-        value = objective.readout(clean.output_BK, targets)
-        alpha_M, weight_M = (x_M.to(device, exact) for x_M in quadrature)
-        with mixed_precision(adapted.model, dtype) as passes:
-            attribution = JointAttribution(adapted, value, clean, alpha_M, weight_M, rows, readout, passes)
-            yield attribution, predictions, targets
+        # in full precision: rounding in this one pass would go into every score
+        clean = run_clean_pass(adapted, images, clamped_tokens=clamped_tokens, dtype=dtype)
+        objective = resolve_objective(adapted.num_classes, objective)
+        predictions_B, targets_B = resolve_classes(objective, clean.output_BK, targets)
+        with mixed_precision(adapted.model, integral.dtype) as passes:
+            attribution = JointAttribution(
+                adapted=adapted,
+                objective=objective.bind(clean.output_BK, targets_B),
+                clean=clean,
+                quadrature=quadrature,
+                clamped_tokens=clamped_tokens,
+                readout_tokens=readout_tokens,
+                passes=passes,
+            )
+            yield _Batch(attribution, predictions_B, targets_B)
 
 
-def _layer_by_layer(
-    attribution: JointAttribution, first: tuple[Tensor, Tensor], top_k: int
-) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
-    """Locate layer by layer: scores and own terms `[B, W]` and chosen neurons `[B, k]` of every layer, JAS `[B]`.
-
-    `first` are the nodes and weights of the first layer.
-    """
+def _locate_jointly(attribution: JointAttribution, integral: Integral, top_k: int) -> _Located:
+    """Locate layer by layer with the joint attribution score."""
     scores: list[Tensor] = []
     own: list[Tensor] = []
     chosen: list[Tensor] = []
@@ -152,79 +169,55 @@ def _layer_by_layer(
     for a_BRW in attribution.clean.values:
         if chosen:
             prefix = attribution.advance(prefix, chosen[-1])
-            g_BRW, earlier_g_B = attribution.layer_gradients(prefix)
+            g_BRW, earlier_g_B = attribution.integrate_layer(prefix)
         else:
-            g_BRW, earlier_g_B = _first_gradients(attribution, first), a_BRW.new_zeros(len(a_BRW))
-        earlier_a_B = attribution.path_activation(chosen)
+            g_BRW = _integrate_first_layer(attribution, integral.first_quadrature())
+            earlier_g_B = a_BRW.new_zeros(len(a_BRW))
+        earlier_a_B = attribution.sum_activations(chosen)
         scores.append((g_BRW.sum(1) + earlier_g_B[:, None]) * (a_BRW.sum(1) + earlier_a_B[:, None]))
         own.append((a_BRW * g_BRW).sum(1))
-        chosen.append(_best(scores[-1], top_k))
-    if top_k == 1:  # the carried prefix already clamps the path that the JAS is about
-        jas = attribution.path_activation(chosen) * attribution.path_gradient(prefix, chosen[-1])
+        chosen.append(_choose_best(scores[-1], top_k))
+    if top_k == 1:  # the prefix already clamps the path whose score is wanted
+        jas_B = attribution.sum_activations(chosen) * attribution.integrate_path(prefix, chosen[-1])
     else:
-        jas = attribution.joint_score(torch.stack([chosen_Bk[:, 0] for chosen_Bk in chosen], dim=1))
-    return scores, own, chosen, jas
+        jas_B = attribution.score_path(_best_path(chosen))
+    return _Located(scores, own, chosen, jas_B)
 
 
-def _first_gradients(attribution: JointAttribution, quadrature: tuple[Tensor, Tensor]) -> Tensor:
-    """The first layer's gradients `[B, R, W]`, at nodes of its own: as many at a time as the other layers have."""
-    alpha_M, weight_M = (torch.split(x_M.to(attribution.alpha_M), len(attribution.alpha_M)) for x_M in quadrature)
-    parts = [replace(attribution, alpha_M=a_M, weight_M=w_M) for a_M, w_M in zip(alpha_M, weight_M, strict=True)]
-    return torch.stack([part.layer_gradients(part.start())[0] for part in parts]).sum(0)
+def _locate_by_ranking(attribution: JointAttribution, images: Tensor, method: Method, top_k: int) -> _Located:
+    """Locate with a baseline, which ranks every layer on its own."""
+    if method == "activation":
+        scores, own = baselines.rank_by_activation(attribution)
+    else:
+        scores, own = baselines.rank_by_influence(attribution, images)
+    chosen = [_choose_best(scores_BW, top_k) for scores_BW in scores]
+    return _Located(scores, own, chosen, attribution.score_path(_best_path(chosen)))
 
 
-def _best(scores_BW: Tensor, top_k: int) -> Tensor:
-    """The columns of the `top_k` highest scores `[B, k]`, best first; of equal scores, the lower column first."""
+def _integrate_first_layer(attribution: JointAttribution, quadrature: Quadrature) -> Tensor:
+    """Return the first layer's gradients `[B, R, W]`, with at most as many nodes at once as the other layers have."""
+    size = len(attribution.quadrature.alpha_M)
+    alpha_M, weight_M = (torch.split(x_M.to(attribution.quadrature.alpha_M), size) for x_M in quadrature)
+    parts = [replace(attribution, quadrature=Quadrature(*pair)) for pair in zip(alpha_M, weight_M, strict=True)]
+    return torch.stack([part.integrate_layer(part.start())[0] for part in parts]).sum(0)
+
+
+def _choose_best(scores_BW: Tensor, top_k: int) -> Tensor:
+    """Return the columns of the `top_k` highest scores, best first `[B, k]`; ties go to the lower column."""
     return scores_BW.sort(dim=1, descending=True, stable=True).indices[:, :top_k]
 
 
-def _stacked(per_layer: list[Tensor]) -> Tensor | list[Tensor]:
-    """`[B, L, W]`, or the list itself where layers differ in width."""
-    return torch.stack(per_layer, dim=1) if len({layer.shape[1] for layer in per_layer}) == 1 else per_layer
+def _best_path(chosen: list[Tensor]) -> Tensor:
+    """Return the path of each layer's best neuron: per layer `[B, k]` -> `[B, L]`."""
+    return torch.stack([chosen_Bk[:, 0] for chosen_Bk in chosen], dim=1)
 
 
-def _clean_pass(adapted: AdaptedModel, images: Tensor, rows: Tensor | None, exact: torch.dtype) -> CleanPass:
-    values, finite = [], []
-    opened = m, u = adapted.open_block(0, adapted.stem(images))
-    for block in range(len(adapted.sites)):
-        if block > 0:
-            m, u = adapted.open_block(block, adapted.close_block(block - 1, m, u))
-        values.append((u if rows is None else u[:, rows]).to(exact))
-        finite.append(torch.stack(u.aminmax()).isfinite().all())
-    output = adapted.head(adapted.close_block(len(adapted.sites) - 1, m, u))
-    for site, is_finite in zip(adapted.sites, torch.stack(finite).tolist(), strict=True):
-        if not is_finite:
-            raise ValueError(
-                f"the hidden activations of block {site.block} ({site.name}) are NaN or infinite; check that the "
-                "images are finite and normalised, the weights intact and the precision wide enough"
-            )
-    return CleanPass(opened, tuple(values), output.to(exact))
+def _stack_layers(layers: list[Tensor]) -> Tensor | list[Tensor]:
+    """Return `[B, L, W]`, or the list itself where layers differ in width."""
+    return torch.stack(layers, dim=1) if len({layer.shape[1] for layer in layers}) == 1 else layers
 
 
-def _classes(objective: Objective, output_BK: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Predictions and targets, int64 `[B]`; both -1 where the objective has no classes."""
-    logits_BC = objective.class_logits(output_BK)
-    if logits_BC is None:
-        if targets is not None:
-            raise ValueError("targets were given, but there is no classifier that they are classes of; leave them None")
-        none = torch.full((len(output_BK),), -1, device=output_BK.device)
-        return none, none
-    predictions = logits_BC.argmax(-1)
-    if targets is None:
-        return predictions, predictions
-    num_images, num_classes = logits_BC.shape
-    if targets.shape != (num_images,) or targets.is_floating_point():
-        raise ValueError(
-            f"targets are {targets.dtype} of shape {list(targets.shape)}; expected one integer class for each of the "
-            f"{num_images} images"
-        )
-    for value in targets.tolist():
-        if not 0 <= value < num_classes:
-            raise ValueError(f"target {value} is out of range: there are {num_classes} classes")
-    return predictions, targets.to(predictions)
-
-
-def _check_settings(adapted: AdaptedModel, method: str, top_k: int, tokens: str) -> None:
+def _check_settings(adapted: AdaptedModel, *, method: str, top_k: int, tokens: str) -> None:
     if method not in METHODS:
         raise ValueError(f"unknown mining method {method!r}; choose from {', '.join(METHODS)}")
     if tokens not in TOKENS:
@@ -236,7 +229,8 @@ def _check_settings(adapted: AdaptedModel, method: str, top_k: int, tokens: str)
         raise ValueError(f"top_k={top_k} is out of range: choose 1 to {narrowest.width}, the width of {narrowest.name}")
 
 
-def _checked_images(adapted: AdaptedModel, images: Tensor) -> Tensor:
+def _check_images(adapted: AdaptedModel, images: Tensor) -> Tensor:
+    """Return `images`; raise `ValueError` for another shape or dtype than the model takes."""
     dtype = next(adapted.model.parameters()).dtype
     if images.ndim != 4 or len(images) == 0:
         raise ValueError(f"images have shape {list(images.shape)}; expected [B, C, H, W] with at least one image")

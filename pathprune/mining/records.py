@@ -1,7 +1,7 @@
-"""How the records of a mining run describe themselves on disk.
+"""Descriptions that the records of a mining run carry on disk.
 
-Every record carries a JSON description (schema version, site names, class names, settings) under the key `pathprune` of
-its metadata: that of the safetensors file of class statistics, and that of the parquet file of paths.
+Every record has a JSON description under the key `pathprune` of its file's metadata: schema version, site names, class
+names and settings. Class statistics (safetensors) and path sets (parquet) are such records.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Any, Protocol
 SCHEMA_VERSION = 1
 
 Settings = Mapping[str, str | int]
+"""The settings that paths were mined with, as plain data."""
 
 
 class Record(Protocol):
-    """What every record says of itself."""
+    """Data of one mining run, with the sites, classes and settings of that run."""
 
     @property
     def site_names(self) -> tuple[str, ...]: ...
@@ -30,27 +31,31 @@ class Record(Protocol):
 
 
 def check_same_mining(first: Record, second: Record) -> None:
-    """Refuse to join records of different models, classes or settings."""
+    """Check that two records share site names, class names and settings. Raises `ValueError` otherwise."""
     for name in ("site_names", "class_names", "settings"):
-        ours, theirs = getattr(first, name), getattr(second, name)
-        if ours != theirs:
-            raise ValueError(f"cannot join records of different {name}: {ours} and {theirs}")
+        one, other = getattr(first, name), getattr(second, name)
+        if one != other:
+            raise ValueError(f"cannot join records of different {name}: {one} and {other}")
 
 
-def description(record: Record) -> str:
-    """The record's description as JSON."""
+def write_description(record: Record) -> str:
+    """Return the record's description as JSON."""
     names = {"site_names": record.site_names, "class_names": record.class_names}
     return json.dumps({"schema": SCHEMA_VERSION, **names, "settings": dict(record.settings)})
 
 
-def described(text: str | None, file: Path | str, expected: str) -> dict[str, Any]:
-    """The description read back; raises `ValueError` where there is none, or one of another schema version."""
+def read_description(text: str | None, file: Path | str, expected: str) -> dict[str, Any]:
+    """Return the description that `write_description` wrote.
+
+    `text` is the metadata entry of `file`, None where the entry is missing; `expected` names the kind of record in
+    errors. Raises `ValueError` for a missing entry and for another schema version.
+    """
     if text is None:
         raise ValueError(f"{file} does not hold {expected}: its metadata has no 'pathprune' entry")
     content: dict[str, Any] = json.loads(text)
     if content["schema"] != SCHEMA_VERSION:
         raise ValueError(
             f"{file} holds {expected} of schema version {content['schema']}, but this pathprune reads version "
-            f"{SCHEMA_VERSION}; mine again, or install the pathprune that wrote it"
+            f"{SCHEMA_VERSION}; mine again, or install the pathprune that wrote the file"
         )
     return content

@@ -1,4 +1,4 @@
-"""Which images of a split are mined: of the classes asked for, balanced, by label or by what the model predicts."""
+"""Choice of the mined images: classes, number per class, and labels or predictions to balance by."""
 
 # N images of a split
 
@@ -14,31 +14,33 @@ from numpy.typing import NDArray
 
 from pathprune.data import SKIPPED, DataError, LabelledImages, sample_balanced
 
-PREDICTED_AT_ONCE = 1024  # images; predicting stops after the first so many by which every class has its share
+PREDICTION_BLOCK = 1024  # images predicted before the next check that every class has its share
+
+ClassSource = Literal["label", "prediction"]
 
 Predict = Callable[[LabelledImages], NDArray[np.int64]]
-"""Images -> the class that the model predicts for each, int64 `[N]`; `SKIPPED` for one that cannot be read."""
+"""Images -> predicted class of each image, int64 `[N]`; `SKIPPED` for an unreadable image."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How many images are wanted, and of which classes.
+    """Number and classes of the images to mine.
 
-    - num_images: spread evenly over the classes as far as each has enough; images_per_class: up to so many of every
-      class. None does not limit.
-    - classes: class numbers; None for all.
-    - by: what an image's class is, its label or the model's prediction.
-    - only_correct: only images whose label the model predicts.
+    - num_images: total number, spread evenly over the classes as far as each has enough images. None: no limit.
+    - images_per_class: the most images of each class. None: no limit.
+    - classes: class numbers to choose from. None: all classes.
+    - by: the class of an image, for sampling: its label or the model's prediction.
+    - only_correct: use only images whose label the model predicts.
     """
 
     num_images: int | None = None
     images_per_class: int | None = None
     classes: Sequence[int] | None = None
-    by: Literal["label", "prediction"] = "label"
+    by: ClassSource = "label"
     only_correct: bool = False
 
     @property
-    def predicts(self) -> bool:
+    def needs_predictions(self) -> bool:
         """Whether the choice depends on the model."""
         return self.by == "prediction" or self.only_correct
 
@@ -46,53 +48,57 @@ class Sampling:
 def sample_for_mining(
     images: LabelledImages, sampling: Sampling, *, num_classes: int, predict: Predict, seed: int
 ) -> LabelledImages:
-    """The images to mine, labelled with the class that each counts for.
+    """Return the images to mine, labelled with the class that each image counts for.
 
-    Where the choice depends on predictions, images are predicted in a random order until every class has its share:
-    all of a split in which some class is short of it. Raises `DataError` where nothing is left.
+    Predictions, where needed, are made in random order until every class has its share. If some class stays short, the
+    whole split is predicted. Raises `DataError` if no image is left.
     """
     pool = images
     if sampling.classes is not None and sampling.by == "label":
         pool = images.take(np.flatnonzero(np.isin(images.labels, sampling.classes)))
-    if sampling.predicts and len(pool):
-        pool = _predicted(pool, sampling, num_classes=num_classes, predict=predict, seed=seed)
+    if sampling.needs_predictions and len(pool):
+        pool = _select_by_prediction(pool, sampling, num_classes=num_classes, predict=predict, seed=seed)
     if not len(pool):
-        what = " that the model gets right" if sampling.only_correct else ""
-        where = " of the classes in mine.classes" if sampling.classes is not None else ""
-        raise DataError(f"split '{images.split}' has no images{where}{what}; none can be mined")
+        classes = " of the classes in mine.classes" if sampling.classes is not None else ""
+        correct = " that the model classifies correctly" if sampling.only_correct else ""
+        raise DataError(
+            f"split '{images.split}' has no images{classes}{correct}; choose other classes or another mining split"
+        )
     return sample_balanced(pool, num_images=sampling.num_images, images_per_class=sampling.images_per_class, seed=seed)
 
 
-def _predicted(
+def _select_by_prediction(
     pool: LabelledImages, sampling: Sampling, *, num_classes: int, predict: Predict, seed: int
 ) -> LabelledImages:
-    """Of `pool` the readable images of the classes asked for, as far as they had to be looked at."""
-    wanted = np.arange(num_classes) if sampling.classes is None else np.asarray(sampling.classes)
-    share = _share(sampling, len(wanted))
-    items, classes, found = [], [], np.zeros(num_classes, dtype=np.int64)
+    """Return readable images of the sampled classes, at least a share per class if `pool` has as many."""
+    classes = np.arange(num_classes) if sampling.classes is None else np.asarray(sampling.classes)
+    share = _class_share(sampling, len(classes))
+    kept_items, kept_classes = [], []
+    num_kept = np.zeros(num_classes, dtype=np.int64)
     remaining = np.random.default_rng(seed).permutation(len(pool))
     while len(remaining):
-        now, remaining = remaining[:PREDICTED_AT_ONCE], remaining[PREDICTED_AT_ONCE:]
-        predictions, labels = predict(pool.take(now)), pool.labels[now]
-        classes_now = labels if sampling.by == "label" else predictions
-        kept = (predictions != SKIPPED) & np.isin(classes_now, wanted)
+        block, remaining = remaining[:PREDICTION_BLOCK], remaining[PREDICTION_BLOCK:]
+        predictions, labels = predict(pool.take(block)), pool.labels[block]
+        block_classes = labels if sampling.by == "label" else predictions
+        is_kept = (predictions != SKIPPED) & np.isin(block_classes, classes)
         if sampling.only_correct:
-            kept &= predictions == labels
-        items.append(now[kept])
-        classes.append(classes_now[kept])
-        found += np.bincount(classes_now[kept], minlength=num_classes)
-        if (found[wanted] >= share).all():
+            is_kept &= predictions == labels
+        kept_items.append(block[is_kept])
+        kept_classes.append(block_classes[is_kept])
+        num_kept += np.bincount(block_classes[is_kept], minlength=num_classes)
+        if (num_kept[classes] >= share).all():
             break
-        if sampling.by == "label":  # what is there in plenty need not be predicted
-            remaining = remaining[found[pool.labels[remaining]] < share]
-    chosen = pool.take(np.concatenate(items))
+        if sampling.by == "label":  # classes that have their share need no more predictions
+            remaining = remaining[num_kept[pool.labels[remaining]] < share]
+    selected = pool.take(np.concatenate(kept_items))
     if sampling.by == "label":
-        return chosen
-    return replace(chosen, labels=np.concatenate(classes), class_names=())  # numbered as the model's are
+        return selected
+    # predicted classes are numbered by the model, so that the split's class names do not apply
+    return replace(selected, labels=np.concatenate(kept_classes), class_names=())
 
 
-def _share(sampling: Sampling, num_classes: int) -> float:
-    """Images of a class that are enough."""
+def _class_share(sampling: Sampling, num_classes: int) -> float:
+    """Return the number of images per class that is enough."""
     if sampling.images_per_class is not None:
         return sampling.images_per_class
     return math.inf if sampling.num_images is None else math.ceil(sampling.num_images / num_classes)

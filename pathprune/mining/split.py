@@ -1,4 +1,4 @@
-"""Mine a whole split: shard by shard, by one process or several, on from where an earlier run was stopped."""
+"""Mining of a whole split: shard by shard, by one or several processes, resumable after a kill."""
 
 # S images of a shard, B images of a batch
 
@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from pathprune.data import SKIPPED, LabelledImages, load_batches
 from pathprune.mining.class_stats import ClassStats
-from pathprune.mining.paths import MinedPaths, PathSet
+from pathprune.mining.mined import MinedPaths
+from pathprune.mining.path_set import PathSet
 from pathprune.mining.shards import Shard, ShardFolder
 from pathprune.models.adapt import model_device
 from pathprune.models.seam import AdaptedModel
@@ -25,7 +27,16 @@ from pathprune.models.seam import AdaptedModel
 log = logging.getLogger(__name__)
 
 Locate = Callable[[Tensor, Tensor], MinedPaths]
-"""Images `[B, C, H, W]` on the model's device and labels `[B]` -> their paths."""
+"""Images `[B, C, H, W]` on the model's device and labels `[B]` -> mined paths."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Readable images on the model's device, with labels and positions in the split on the CPU."""
+
+    images: Tensor  # [B, C, H, W]
+    labels_B: Tensor
+    indices_B: Tensor
 
 
 def mine_split(
@@ -41,97 +52,94 @@ def mine_split(
     num_workers: int = 0,
     on_progress: Callable[[int], None] | None = None,
 ) -> int:
-    """Mine those of this process's shards that are not finished yet; returns the number of shards of all processes.
+    """Mine this process's unfinished shards into `shards`; return the number of shards of all processes.
 
-    - shard_size: images per shard; with `batch_size` it fixes the result bit by bit, however many processes there are
-      and however often they are stopped.
-    - batch_size: images mined together, within a shard; `auto` is the largest that fits into memory, from `shard_size`
-      down by halves.
-    - process, num_processes: shards are dealt out in turn. `shards.prepare()` was called before by one of them.
-    - on_progress: told how many images are done, those of the other processes included.
+    - shard_size: images per shard. Together with `batch_size`, the size fixes the result bit by bit, for any number of
+      processes and interruptions.
+    - batch_size: images mined together within a shard. `auto`: the largest that fits into memory, starting from
+      `shard_size` and halved until it fits.
+    - process, num_processes: shards are dealt to processes in turn. One process must have called `shards.prepare()`.
+    - on_progress: receives the number of finished images, including those of other processes.
     """
-    split = shard_positions(images, shard_size)
-    mine = range(process, len(split), num_processes)
+    split = split_into_shards(images, shard_size)
+    own_shards = range(process, len(split), num_processes)
 
     def mine_missing(batch_size: int) -> None:
-        missing = [number for number in mine if not shards.is_finished(number)]
-        batches = {number: _chunks(split[number], batch_size) for number in missing}
+        missing = [number for number in own_shards if not shards.verify(number)]
+        batches = {number: _split_evenly(split[number], batch_size) for number in missing}
         loaded = iter(load_batches(images, [batch for number in missing for batch in batches[number]], num_workers))
         for number in missing:
-            done = shards.num_finished() * shard_size
-            tracked = _tracked(islice(loaded, len(batches[number])), done, on_progress)
-            labels_S = images.labels[split[number]]
+            num_done = shards.count_finished() * shard_size
+            tracked = _report_progress(islice(loaded, len(batches[number])), num_done, on_progress)
             indices = [torch.from_numpy(images.indices[batch]) for batch in batches[number]]
-            usable = _usable(adapted, zip(tracked, indices, strict=True))
-            shards.write(number, _mine_shard(shards, labels_S, usable, locate))
+            readable = _drop_unreadable(adapted, zip(tracked, indices, strict=True))
+            shards.write(number, _mine_shard(shards, images.labels[split[number]], readable, locate))
 
     if batch_size != "auto":
         mine_missing(batch_size)
         return len(split)
 
-    fitting = shard_size
+    fitting_size = shard_size
 
-    def halved() -> int:
-        nonlocal fitting
-        fitting //= 2
-        log.info("out of memory: mining %d images at once instead", fitting)
-        return fitting
+    def halve_batch_size() -> int:
+        nonlocal fitting_size
+        fitting_size //= 2
+        log.info("out of memory; retrying with batches of %d images", fitting_size)
+        return fitting_size
 
-    find_executable_batch_size(mine_missing, starting_batch_size=shard_size, reduce_batch_size_fn=halved)()
+    find_executable_batch_size(mine_missing, starting_batch_size=shard_size, reduce_batch_size_fn=halve_batch_size)()
     return len(split)
 
 
-def shard_positions(images: LabelledImages, shard_size: int) -> list[NDArray[np.int64]]:
-    """The items of every shard: class by class, so that a shard holds the statistics of few classes."""
-    return _chunks(np.argsort(images.labels, kind="stable"), shard_size)
+def split_into_shards(images: LabelledImages, shard_size: int) -> list[NDArray[np.int64]]:
+    """Return the positions of every shard's images, sorted by class so that a shard has statistics of few classes."""
+    return _split_evenly(np.argsort(images.labels, kind="stable"), shard_size)
 
 
-def _chunks(positions: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+def _split_evenly(positions: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
     return [positions[start : start + size] for start in range(0, len(positions), size)]
 
 
-def _tracked(
-    batches: Iterable[tuple[Tensor, Tensor]], done: int, on_progress: Callable[[int], None] | None
+def _report_progress(
+    batches: Iterable[tuple[Tensor, Tensor]], num_done: int, on_progress: Callable[[int], None] | None
 ) -> Iterable[tuple[Tensor, Tensor]]:
+    """Yield the batches; after each, report the number of images done, counted from `num_done`."""
     for images, labels in batches:
         yield images, labels
-        done += len(labels)
+        num_done += len(labels)
         if on_progress is not None:
-            on_progress(done)
+            on_progress(num_done)
 
 
-def _usable(
+def _drop_unreadable(
     adapted: AdaptedModel, batches: Iterable[tuple[tuple[Tensor, Tensor], Tensor]]
-) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-    """Images on the model's device, labels and indices, without images that are unreadable."""
+) -> Iterable[_Batch]:
+    """Yield the readable images of every batch of `(images, labels)` and indices; skip batches without any."""
     device = model_device(adapted.model)
-    for (images, labels), indices in batches:
-        kept = labels != SKIPPED
+    for (images, labels_B), indices_B in batches:
+        is_readable_B = labels_B != SKIPPED
         images = images.to(device, non_blocking=True)
-        if kept.any():
-            yield images[kept.to(device)], labels[kept], indices[kept]
+        if is_readable_B.any():
+            yield _Batch(images[is_readable_B.to(device)], labels_B[is_readable_B], indices_B[is_readable_B])
 
 
-def _mine_shard(
-    shards: ShardFolder, labels_S: NDArray[np.int64], batches: Iterable[tuple[Tensor, Tensor, Tensor]], locate: Locate
-) -> Shard:
+def _mine_shard(shards: ShardFolder, labels_S: NDArray[np.int64], batches: Iterable[_Batch], locate: Locate) -> Shard:
     classes = torch.from_numpy(np.unique(labels_S))
     names = [shards.class_names[index] for index in classes.tolist()]
     stats = ClassStats.empty(shards.widths, names, shards.settings)
     parts = []
-    for images, labels, indices in batches:
-        mined = locate(images, labels)
-        stats.update(mined, torch.searchsorted(classes, labels))
+    for batch in batches:
+        mined = locate(batch.images, batch.labels_B)
+        stats.update(mined, torch.searchsorted(classes, batch.labels_B))
         parts.append(
             PathSet.of(
                 mined,
-                indices=indices,
-                labels=labels,
+                indices=batch.indices_B,
+                labels=batch.labels_B,
                 site_names=stats.site_names,
                 class_names=shards.class_names,
                 settings=shards.settings,
             )
         )
-    return Shard(
-        classes, stats, PathSet.concat(parts or [PathSet.empty(shards.widths, shards.class_names, shards.settings)])
-    )
+    empty = PathSet.empty(shards.widths, shards.class_names, shards.settings)
+    return Shard(classes, stats, PathSet.concat(parts or [empty]))

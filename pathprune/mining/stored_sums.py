@@ -1,6 +1,6 @@
-"""Class statistics on the disk: written some classes at a time, read layer by layer, so that no memory need hold all.
+"""Class statistics on disk: written by blocks of classes, read layer by layer, never all in memory.
 
-The file is an ordinary safetensors file, sums in float32 (counts are exact up to 16,777,216 images of a class).
+The file is an ordinary safetensors file with float32 sums. Counts are exact up to 16,777,216 images per class.
 """
 
 # K classes, W neurons of a layer
@@ -19,23 +19,24 @@ from safetensors import safe_open
 from torch import Tensor
 
 _DTYPES = {"num_images": ("I64", torch.int64)}
-_SUMS = ("F32", torch.float32)
+_SUM_DTYPE = ("F32", torch.float32)
 
 
 @dataclass(frozen=True)
 class StoredSums(Sequence[Tensor]):
-    """Tensors of a safetensors file, mapped when they are asked for and let go with the last reference to them.
+    """Tensors of a safetensors file, each memory-mapped on access and released with its last reference.
 
-    Raises `ValueError` where another file has taken its place since.
+    Indexing raises `ValueError` if another file has replaced the file since `open`.
     """
 
     file: Path
     names: tuple[str, ...]
-    stamp: tuple[int, int, int]
+    stamp: tuple[int, ...]
 
     @classmethod
-    def of(cls, file: Path, names: Iterable[str]) -> StoredSums:
-        return cls(file, tuple(names), _stamp(file))
+    def open(cls, file: Path, names: Iterable[str]) -> StoredSums:
+        """Return the tensors called `names`, in order, without reading any of them."""
+        return cls(file, tuple(names), _file_stamp(file))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -49,13 +50,13 @@ class StoredSums(Sequence[Tensor]):
             return StoredSums(self.file, self.names[index], self.stamp)
         with safe_open(self.file, framework="pt") as opened:
             tensor: Tensor = opened.get_tensor(self.names[index])
-            if _stamp(self.file) != self.stamp:
+            if _file_stamp(self.file) != self.stamp:
                 raise ValueError(f"{self.file} was replaced since its statistics were loaded; load them again")
         return tensor
 
 
-def _stamp(file: Path) -> tuple[int, int, int]:
-    """What differs between a file and one that took its place."""
+def _file_stamp(file: Path) -> tuple[int, ...]:
+    """Return inode, size and modification time: different for a file that replaces another one."""
     status = file.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
 
@@ -67,11 +68,13 @@ def write_sums(
     description: str,
     blocks: Iterable[tuple[int, Mapping[str, Tensor]]],
 ) -> None:
-    """Write tensors whose first dimension is the class: `shapes` of all of them, and `blocks` of consecutive classes.
+    """Write tensors whose first dimension is the class, one block of consecutive classes at a time.
 
-    A block is its first class and the tensors' rows from there on. Rows of which there is no block are zero.
+    - shapes: the full shape of every tensor, by name.
+    - description: the file's metadata entry under `pathprune`.
+    - blocks: the first class of each block, and the tensors' rows from that class on. Rows without a block are zero.
     """
-    header, starts = _header(shapes, description)
+    header, starts = _build_header(shapes, description)
     row_bytes = {name: math.prod(shape[1:]) * _dtype(name)[1].itemsize for name, shape in shapes.items()}
     with file.open("wb") as stream:
         stream.write(header)
@@ -83,11 +86,11 @@ def write_sums(
 
 
 def _dtype(name: str) -> tuple[str, torch.dtype]:
-    return _DTYPES.get(name, _SUMS)
+    return _DTYPES.get(name, _SUM_DTYPE)
 
 
-def _header(shapes: Mapping[str, Sequence[int]], description: str) -> tuple[bytes, dict[str, int]]:
-    """What comes before the tensors in a safetensors file, and where in the file each of them begins."""
+def _build_header(shapes: Mapping[str, Sequence[int]], description: str) -> tuple[bytes, dict[str, int]]:
+    """Return the header of a safetensors file, and the byte offset in the file where each tensor begins."""
     entries: dict[str, object] = {"__metadata__": {"pathprune": description}}
     offsets, end = {}, 0
     for name, shape in shapes.items():

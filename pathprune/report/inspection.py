@@ -1,10 +1,10 @@
-"""What an inspection found, as the terminal and a page show it."""
+"""Findings of an inspection, as terminal tables and as a page."""
 
 # C classes, N images
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -15,47 +15,58 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 from torch import Tensor
 
+from pathprune.inspection import PathKind, PathMeasure, PathMeasures
 from pathprune.report.page import Cell, Column, Details, Fact, Figure, Gallery, Page, Picture, Prose, Section, Table
 from pathprune.report.theme import ACCENT, INK, STRONGEST_SHADE, panel, styled
 
-KINDS = {"jas": "joint attribution", "activation": "activation", "influence-pattern": "influence pattern"}
-_EFFECTS = ("removed.probability", "removed.correct", "enhanced.probability", "enhanced.correct")
-_EFFECT_HEADINGS = ("removed: probability", "removed: top-1", "enhanced: probability", "enhanced: top-1")
-_MOST_CLASSES = 40  # of a picture; beyond, names cannot be read
+_KIND_NAMES: dict[PathKind, str] = {
+    "jas": "joint attribution",
+    "activation": "activation",
+    "influence-pattern": "influence pattern",
+    "random": "random",
+}
+_EFFECTS: dict[str, Callable[[PathMeasure], Tensor]] = {
+    "removed: probability": lambda measure: measure.removed.probability,
+    "removed: top-1": lambda measure: measure.removed.correct,
+    "enhanced: probability": lambda measure: measure.enhanced.probability,
+    "enhanced: top-1": lambda measure: measure.enhanced.correct,
+}
+_MAX_CLASSES = 40  # in the figure; the names of more classes are illegible
 
 
 @dataclass(frozen=True)
 class NeuronView:
-    """A neuron that many paths use: its share of the images, the classes that use it most, what excites it most."""
+    """Neuron that many paths use, with the classes that use it most and the images that activate it most."""
 
     block: int
     neuron: int
-    share: float
-    classes: Sequence[tuple[str, float]]  # with the share of the class's images
+    share: float  # of all images, with the neuron on their path
+    classes: Sequence[tuple[str, float]]  # name, share of the class's images
     pictures: Sequence[Picture]
 
 
 @dataclass(frozen=True)
 class Findings:
-    """An inspection. `measured` has `[N]` numbers `<kind>.jas`, `<kind>.removed.probability` … (see `KINDS`)."""
+    """Results of an inspection."""
 
     name: str
     tokens: str
     class_names: tuple[str, ...]
-    measured: Mapping[str, Tensor]
-    shared: Tensor  # [C, C], share of path neurons that two images have in common
-    class_order: list[int]  # that puts alike classes side by side
+    measures: PathMeasures
+    overlap_CC: Tensor  # share of path neurons that two different images have in common
+    class_order: list[int]  # classes of large overlap side by side
     num_mined: int
     neurons: Sequence[NeuronView]
 
     @property
     def num_images(self) -> int:
-        return len(self.measured["jas.jas"])
+        """The number of measured images."""
+        return self.measures.num_images
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over images with its 95 % bootstrap interval."""
+    """Mean over images with its 95 % bootstrap interval."""
 
     value: float
     low: float
@@ -63,33 +74,34 @@ class Mean:
 
     @classmethod
     def of(cls, values_N: Tensor) -> Mean:
+        """Return the mean of the images' values."""
         draws = np.random.default_rng(0).choice(values_N.numpy(), size=(2000, len(values_N))).mean(axis=1)
         low, high = np.percentile(draws, [2.5, 97.5])
         return cls(float(values_N.mean()), float(low), float(high))
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves 0 out."""
+        """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
 
 def inspection_tables(findings: Findings) -> list[TerminalTable]:
-    """Strength, effects, classes and neurons."""
+    """Return the tables of strength, effects, classes and neurons."""
     return [_terminal(table) for table in (strength_table(findings), effect_table(findings), class_table(findings))] + [
         _terminal(neuron_table(findings))
     ]
 
 
 def inspection_page(findings: Findings) -> Page:
-    """The whole inspection as a page."""
-    best = Mean.of(_against_random(findings, "jas", "removed.probability"))
+    """Return the whole inspection as a page."""
+    best = _removal_against_random(findings)
     return Page(
         f"{findings.name}: neuron paths, inspected",
         f"{findings.num_images} of {findings.num_mined} mined images, {_of(findings)}; an explanation, not a test",
         [inspection_words(findings)],
         [
             Fact(f"{100 * best.value:+.2f}", "points of probability, path removed", "more than a random path's"),
-            Fact(f"{_higher(findings, 'activation'):.0%}", "of images: higher JAS than the activation path's"),
+            Fact(f"{_share_above(findings, 'activation'):.0%}", "of images: higher JAS than the activation path's"),
         ],
         [
             Section("How strong are the paths?", [strength_table(findings)]),
@@ -101,8 +113,8 @@ def inspection_page(findings: Findings) -> Page:
 
 
 def inspection_words(findings: Findings) -> str:
-    """The verdict in a sentence."""
-    change = Mean.of(_against_random(findings, "jas", "removed.probability"))
+    """Return the verdict in one sentence."""
+    change = _removal_against_random(findings)
     how = f"{100 * abs(change.value):.2f} points [{100 * change.low:+.2f}, {100 * change.high:+.2f}]"
     if not change.is_clear:
         return f"Removing the located path changes the class probability no more than a random path does: {how}."
@@ -118,11 +130,11 @@ _EFFECT_NOTE = (
 
 
 def strength_table(findings: Findings) -> Table:
-    """JAS of the located paths, of the baselines' and of random ones."""
+    """Return the joint attribution scores of located paths, of the baselines' paths and of random paths."""
     rows: list[list[Cell | str]] = []
-    for kind, name in (KINDS | {"random": "random"}).items():
-        mean = Mean.of(findings.measured[f"{kind}.jas"])
-        beaten = "" if kind == "jas" else f"{_higher(findings, kind):.0%}"
+    for kind, name in _KIND_NAMES.items():
+        mean = Mean.of(findings.measures[kind].jas)
+        beaten = "" if kind == "jas" else f"{_share_above(findings, kind):.0%}"
         rows.append([name, Cell(f"{mean.value:.4g}", f"[{mean.low:.4g}, {mean.high:.4g}]"), beaten])
     return Table(
         f"Joint attribution score of paths, mean over {findings.num_images} images",
@@ -132,27 +144,28 @@ def strength_table(findings: Findings) -> Table:
 
 
 def effect_table(findings: Findings) -> Table:
-    """What removing and enhancing paths does."""
+    """Return the effects of removing and enhancing each kind of path."""
     rows: list[list[Cell | str]] = []
-    for kind, name in (KINDS | {"random": "random"}).items():
+    for kind, name in _KIND_NAMES.items():
         cells: list[Cell | str] = [name]
-        for effect in _EFFECTS:
-            mean = Mean.of(findings.measured[f"{kind}.{effect}"])
-            clear = kind != "random" and Mean.of(_against_random(findings, kind, effect)).is_clear
+        for effect in _EFFECTS.values():
+            values_N, random_N = effect(findings.measures[kind]), effect(findings.measures["random"])
+            mean = Mean.of(values_N)
+            clear = kind != "random" and Mean.of(values_N - random_N).is_clear
             text, note = f"{100 * mean.value:+.2f}", f"[{100 * mean.low:+.2f}, {100 * mean.high:+.2f}]"
             cells.append(Cell(text, note, tone=("bad" if mean.value < 0 else "good") if clear else ""))
         rows.append(cells)
     return Table(
         f"Points gained or lost when the path is removed or enhanced ({_of(findings)})",
-        [Column("path", is_number=False), *map(Column, _EFFECT_HEADINGS)],
+        [Column("path", is_number=False), *map(Column, _EFFECTS)],
         rows,
     )
 
 
 def class_table(findings: Findings, *, number: int = 8) -> Table:
-    """The pairs of classes that share most."""
+    """Return the pairs of classes with the largest overlap."""
     names = findings.class_names
-    pairs = [(float(findings.shared[a, b]), a, b) for a, b in combinations(range(len(names)), 2)]
+    pairs = [(float(findings.overlap_CC[a, b]), a, b) for a, b in combinations(range(len(names)), 2)]
     pairs = sorted((pair for pair in pairs if not np.isnan(pair[0])), key=lambda pair: (-pair[0], *pair[1:]))
     return Table(
         "Classes whose paths have most neurons in common",
@@ -162,7 +175,7 @@ def class_table(findings: Findings, *, number: int = 8) -> Table:
                 names[a],
                 names[b],
                 f"{share:.1%}",
-                f"{_percent(findings.shared[a, a])}, {_percent(findings.shared[b, b])}",
+                f"{_percent(findings.overlap_CC[a, a])}, {_percent(findings.overlap_CC[b, b])}",
             ]
             for share, a, b in pairs[:number]
         ],
@@ -170,7 +183,7 @@ def class_table(findings: Findings, *, number: int = 8) -> Table:
 
 
 def neuron_table(findings: Findings) -> Table:
-    """The most used neurons of every block."""
+    """Return the most used neurons of every block."""
     rows: list[list[Cell | str]] = [
         [
             str(view.block),
@@ -190,7 +203,7 @@ def neuron_table(findings: Findings) -> Table:
 
 
 def _class_sections(findings: Findings) -> list[Section]:
-    order = [index for index in findings.class_order if not findings.shared[index].isnan().all()][:_MOST_CLASSES]
+    order = [index for index in findings.class_order if not findings.overlap_CC[index].isnan().all()][:_MAX_CLASSES]
     if len(order) < 2:
         return []
     left_out = len(findings.class_names) - len(order)
@@ -209,7 +222,7 @@ def _class_sections(findings: Findings) -> list[Section]:
 
 def _grid(findings: Findings, order: Sequence[int]) -> Drawing:
     names = [findings.class_names[index] for index in order]
-    values_CC = findings.shared[order][:, order].numpy()
+    values_CC = findings.overlap_CC[order][:, order].numpy()
     low, high = float(np.nanmin(values_CC)), float(np.nanmax(values_CC))
     with styled():
         figure = panel(1.0 + 0.075 * max(map(len, names)) + 0.36 * len(order), 1.0 + 0.3 * len(order))
@@ -263,14 +276,15 @@ def _of(findings: Findings) -> str:
     return "at the class token" if findings.tokens == "class" else "at all tokens"
 
 
-def _higher(findings: Findings, kind: str) -> float:
-    """The share of images whose located path has a higher JAS than that of another kind."""
-    return float((findings.measured["jas.jas"] > findings.measured[f"{kind}.jas"]).double().mean())
+def _share_above(findings: Findings, kind: PathKind) -> float:
+    """Return the share of images whose located path has a higher JAS than their path of another kind."""
+    return float((findings.measures["jas"].jas > findings.measures[kind].jas).double().mean())
 
 
-def _against_random(findings: Findings, kind: str, effect: str) -> Tensor:
-    """An effect less that of random paths, image by image `[N]`."""
-    return findings.measured[f"{kind}.{effect}"] - findings.measured[f"random.{effect}"]
+def _removal_against_random(findings: Findings) -> Mean:
+    """Return the change of probability by removing the located path, minus that by removing a random path."""
+    located, random = findings.measures["jas"], findings.measures["random"]
+    return Mean.of(located.removed.probability - random.removed.probability)
 
 
 def _percent(share: Tensor) -> str:

@@ -11,17 +11,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from pathprune.mining.class_stats import ClassStats
+from pathprune.mining import ClassStats, Tokens
 from pathprune.models.seam import AdaptedModel
 from pathprune.scoring.registry import Registered, Registry
 from pathprune.scoring.scores import Scores, validate_scores
 from pathprune.scoring.statistics import ActivationStatistics
-
-Tokens = Literal["all", "class"]
 
 
 @dataclass(frozen=True)

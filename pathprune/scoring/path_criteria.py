@@ -13,9 +13,9 @@ from pydantic import Field
 from torch import Tensor
 
 from pathprune.data.class_names import ClassKey, class_indices, class_name
-from pathprune.mining.class_stats import ClassStats
+from pathprune.mining import ClassStats, Tokens
 from pathprune.models.seam import AdaptedModel
-from pathprune.scoring.criteria import Criterion, ScoringContext, Tokens, register
+from pathprune.scoring.criteria import Criterion, ScoringContext, register
 from pathprune.scoring.scores import Scores
 
 _LOGGER = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pathprune.mining.quadrature import nodes_and_weights
+from pathprune.mining.quadrature import build_quadrature
 from pathprune.models.adapt import evaluating
 from pathprune.models.linear import exact_weight
 from pathprune.models.seam import AdaptedModel
@@ -59,7 +59,7 @@ def path_sensitivity(
     the gradient at the end, times what the layer adds is what the answer changes by when the layer goes. Scaled within
     each image as in `output_sensitivity`. float64 on the CPU. Raises ValueError if there are no images.
     """
-    alpha_M, weight_M = nodes_and_weights("gauss-legendre", nodes)
+    alpha_M, weight_M = build_quadrature("gauss-legendre", nodes)
     generator = torch.Generator().manual_seed(seed)
     parameter = next(adapted.model.parameters())
     totals = {site.name: torch.zeros((), dtype=torch.float64) for site in adapted.sites}

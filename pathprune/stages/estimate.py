@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 
-from pathprune.mining import locate_paths, nodes_for
+from pathprune.mining import Tokens, locate_paths, resolve_nodes
 from pathprune.models.adapt import adapt
 from pathprune.models.loading import load_model
 from pathprune.recipe import Recipe
-from pathprune.scoring.criteria import Tokens
 from pathprune.stages.mining import PRECISIONS, tokens_to_mine
 
 WORKLOADS = {  # images; ImageNet-21k as released in 2011, with 21,841 classes
@@ -87,6 +86,6 @@ def estimate_recipe(recipe: Recipe) -> Estimate:
     times = [{tokens: turn(tokens) for tokens in wanted} for _ in range(TURNS)]
     rates = {tokens: batch_size / statistics.median(each[tokens] for each in times) for tokens in wanted}
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    numbers = " and ".join(dict.fromkeys(str(nodes_for(tokens, nodes)[0]) for tokens in wanted))
+    numbers = " and ".join(dict.fromkeys(str(resolve_nodes(tokens, nodes)[0]) for tokens in wanted))
     size = f"{recipe.model.name} at {height} × {width} px, {numbers} nodes, batches of {batch_size}"
     return Estimate(rates, f"{size}, {'float32' if config.precision == 'no' else config.precision}, {where}")

@@ -26,7 +26,7 @@ from torch import nn
 
 from pathprune.evaluation import Evaluation, MacCounter, evaluate_model
 from pathprune.keys import key_of
-from pathprune.mining import ClassStats, ZeroShot, ZeroShotClassifier, objective_for
+from pathprune.mining import ClassStats, Tokens, ZeroShot, ZeroShotClassifier, resolve_objective
 from pathprune.models.adapt import adapt
 from pathprune.models.checkpoint import load_pruned, save_pruned
 from pathprune.models.loading import LoadedModel, load_model
@@ -39,7 +39,7 @@ from pathprune.pruning.compensation import parse_compensation
 from pathprune.recipe import Recipe
 from pathprune.runs import RunFolder, read_json
 from pathprune.scoring import ActivationStatistics, Criterion, Scores, ScoringContext, collect_statistics, score
-from pathprune.scoring.criteria import Tokens, parse_criterion
+from pathprune.scoring.criteria import parse_criterion
 from pathprune.stages.images import Splits
 from pathprune.stages.mining import Mining
 from pathprune.stages.variants import Variant, label
@@ -66,7 +66,7 @@ class Experiment:
         if self.data_config["input_size"][0] != 3:
             raise ValueError(f"the model takes {self.data_config['input_size'][0]} channels; only RGB images are read")
         given, own_classes = recipe.mine.objective, adapt(self.loaded.model).num_classes
-        self.objective = objective_for(own_classes, None if given is None else given.make())
+        self.objective = resolve_objective(own_classes, None if given is None else given.build())
         self.num_classes, class_names = own_classes or None, self.loaded.class_names
         self.head_key: dict[str, str] | None = None
         if given is not None and isinstance(self.objective, ZeroShot):

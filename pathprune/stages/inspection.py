@@ -1,7 +1,9 @@
-"""`pathprune inspect`: the questions that the paper asks of paths, put to the recipe's model (arXiv 2503.09046).
+"""`pathprune inspect`: the paper's questions about neuron paths, asked of the recipe's model (arXiv 2503.09046).
 
-Everything is seen on the images that are mined, with their labels: it explains the model, and tests nothing.
+All images are the mined ones, with their labels: the result explains the model and does not test it.
 """
+
+# B images of a batch, L layers, k neurons of a layer on a path
 
 from __future__ import annotations
 
@@ -17,31 +19,35 @@ from torch import Tensor
 
 from pathprune.data import LabelledImages, make_loader, sample_balanced
 from pathprune.inspection import (
-    class_order,
-    effects_of_scaling,
-    most_exciting,
-    most_used,
-    random_paths,
-    shared_neurons,
+    SCALING_FACTORS,
+    Effects,
+    PathKind,
+    PathMeasure,
+    PathMeasures,
+    TopImages,
+    draw_random_paths,
+    find_most_used,
+    find_top_images,
+    measure_effects,
+    measure_overlap,
+    order_classes,
 )
 from pathprune.keys import key_of
-from pathprune.mining import METHODS, ClassStats, path_scores
+from pathprune.mining import METHODS, ClassStats, Tokens, score_paths
 from pathprune.models.adapt import model_device
 from pathprune.progress import TrackedBatches
 from pathprune.recipe import Recipe
 from pathprune.report.inspection import Findings, NeuronView, inspection_page
 from pathprune.report.page import Picture
 from pathprune.report.render import write_page
-from pathprune.scoring.criteria import Tokens
 from pathprune.stages.experiment import Experiment
 
-FACTORS = {"removed": 0.0, "enhanced": 2.0}
-_THUMBNAIL = 64  # pixels of the longer side
+THUMBNAIL_SIZE = 64  # pixels of the longer side
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found, and the page that shows it."""
+    """Findings of an inspection, and the page that shows them."""
 
     findings: Findings
     page: Path
@@ -49,20 +55,21 @@ class Inspection:
 
 
 def inspect_recipe(recipe: Recipe, *, overwrite: bool = False) -> Inspection:
-    """Inspect the recipe's model; what the run folder holds already is not computed again. Writes `inspect.html`."""
+    """Inspect the recipe's model and write `inspect.html`; reuse the results that the run folder already holds."""
     experiment = Experiment(recipe, overwrite=overwrite)
     tokens: Tokens = "class" if experiment.adapted.readout else "all"
     stats = experiment.mined(tokens)  # by all processes
     with experiment.main_first():
+        overlap_CC = measure_overlap(stats.count, stats.num_images, top_k=recipe.mine.top_k)
         findings = Findings(
             name=recipe.name,
             tokens=tokens,
             class_names=stats.class_names,
-            measured=_measured(experiment, tokens),
-            shared=(shared := shared_neurons(stats.count, stats.num_images, size=recipe.mine.top_k)),
-            class_order=class_order(shared),
+            measures=_load_measures(experiment, tokens),
+            overlap_CC=overlap_CC,
+            class_order=order_classes(overlap_CC),
             num_mined=int(stats.num_images.sum()),
-            neurons=_neurons(experiment, tokens, stats),
+            neurons=_view_neurons(experiment, tokens, stats),
         )
     file = experiment.folder.path / "inspect.html"
     if experiment.folder.main:
@@ -70,11 +77,8 @@ def inspect_recipe(recipe: Recipe, *, overwrite: bool = False) -> Inspection:
     return Inspection(findings, file, experiment.folder.main)
 
 
-def _measured(experiment: Experiment, tokens: Tokens) -> dict[str, Tensor]:
-    """JAS and effects of every kind of path, image by image: `<kind>.jas`, `<kind>.removed.probability` … `[N]`.
-
-    Kinds are the mining methods and `random`; of random paths, the mean over several for each image.
-    """
+def _load_measures(experiment: Experiment, tokens: Tokens) -> PathMeasures:
+    """Return the measurements of every kind of path, from the run folder if they are there."""
     recipe = experiment.recipe
     images = sample_balanced(experiment.splits.images("mine"), num_images=recipe.inspect.num_images, seed=recipe.seed)
     key = key_of(
@@ -82,67 +86,76 @@ def _measured(experiment: Experiment, tokens: Tokens) -> dict[str, Tensor]:
         num_images=len(images),
         random_paths=recipe.inspect.random_paths,
         seed=recipe.seed,
-        factors=FACTORS,
+        factors=SCALING_FACTORS,
     )
     return experiment.folder.artifact(
         "inspect/measured.safetensors",
         key=key,
-        make=lambda: _measure(experiment, images, tokens),
-        save=save_file,
-        load=load_file,
+        make=lambda: _measure_paths(experiment, images, tokens),
+        save=lambda measures, file: save_file(measures.to_tensors(), file),
+        load=lambda file: PathMeasures.from_tensors(load_file(file)),
     )
 
 
-def _measure(experiment: Experiment, images: LabelledImages, tokens: Tokens) -> dict[str, Tensor]:
+def _measure_paths(experiment: Experiment, images: LabelledImages, tokens: Tokens) -> PathMeasures:
+    """Measure every kind of path on `images`; for random paths, the mean over several per image."""
     recipe, adapted, mining = experiment.recipe, experiment.adapted, experiment.mining
     batch_size = 16 if recipe.mine.batch_size == "auto" else recipe.mine.batch_size
-    rows = adapted.readout if tokens == "class" else None
+    widths = [site.width for site in adapted.sites]
     generator = torch.Generator().manual_seed(recipe.seed)
     nodes, _ = mining.nodes(tokens)
     device = model_device(adapted.model)
-    parts: list[dict[str, Tensor]] = []
+    parts: list[PathMeasures] = []
 
-    def effects(pixels: Tensor, targets: Tensor, paths_BLk: Tensor) -> dict[str, Tensor]:
-        found = effects_of_scaling(
-            adapted, pixels, targets, paths_BLk, factors=tuple(FACTORS.values()), objective=mining.objective, rows=rows
+    def measure(pixels: Tensor, targets: Tensor, paths_BLk: Tensor, jas_B: Tensor) -> PathMeasure:
+        effects = measure_effects(
+            adapted,
+            pixels,
+            targets,
+            paths_BLk,
+            factors=tuple(SCALING_FACTORS.values()),
+            objective=mining.objective,
+            token_indices=_token_indices(experiment, tokens),
         )
-        named = dict(zip(FACTORS, found, strict=True))
-        probability = {f"{name}.probability": each.probability for name, each in named.items()}
-        return probability | {f"{name}.correct": each.correct for name, each in named.items()}
+        by_name: dict[str, Effects] = dict(zip(SCALING_FACTORS, effects, strict=True))
+        return PathMeasure(jas_B.cpu().double(), removed=by_name["removed"], enhanced=by_name["enhanced"])
 
     loader = make_loader(images, batch_size=batch_size, num_workers=recipe.data.num_workers)
     for batch, labels in TrackedBatches(loader, "inspecting paths", len(images)):
         pixels = batch.to(device)
-        part: dict[str, Tensor] = {}
+        by_kind: dict[PathKind, PathMeasure] = {}
         for method in METHODS:
             mined = mining.locate(pixels, labels, tokens, method=method)
-            found = {"jas": mined.jas.cpu().double(), **effects(pixels, mined.targets, mined.paths)}
-            part |= {f"{method}.{name}": value for name, value in found.items()}
-        draws: list[dict[str, Tensor]] = []
+            by_kind[method] = measure(pixels, mined.targets, mined.paths, mined.jas)
         targets = mined.targets if (mined.targets >= 0).all() else None
+        random: list[PathMeasure] = []
         for _ in range(recipe.inspect.random_paths):
-            widths = [site.width for site in adapted.sites]
-            paths = random_paths(widths, num_images=len(batch), size=recipe.mine.top_k, generator=generator)
-            jas = path_scores(
+            paths_BLk = draw_random_paths(widths, num_images=len(batch), top_k=recipe.mine.top_k, generator=generator)
+            jas_B = score_paths(
                 adapted,
                 pixels,
-                paths[:, :, 0],
+                paths_BLk[:, :, 0],
                 targets,
                 rule=recipe.mine.rule,
                 nodes=nodes,
                 tokens=tokens,
                 objective=mining.objective,
             )
-            draws.append({"jas": jas.cpu().double(), **effects(pixels, mined.targets, paths)})
-        part |= {f"random.{name}": torch.stack([draw[name] for draw in draws]).mean(0) for name in draws[0]}
-        parts.append(part)
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            random.append(measure(pixels, mined.targets, paths_BLk, jas_B))
+        by_kind["random"] = PathMeasure.mean(random)
+        parts.append(PathMeasures(by_kind))
+    return PathMeasures.concat(parts)
 
 
-def _neurons(experiment: Experiment, tokens: Tokens, stats: ClassStats) -> list[NeuronView]:
-    """The most used neurons of every block, with who uses them and what excites them."""
+def _token_indices(experiment: Experiment, tokens: Tokens) -> tuple[int, ...] | None:
+    """Return the tokens that paths are about; None: all tokens."""
+    return experiment.adapted.readout if tokens == "class" else None
+
+
+def _view_neurons(experiment: Experiment, tokens: Tokens, stats: ClassStats) -> list[NeuronView]:
+    """Return views of the most used neurons of every block: the classes that use them and the images they look for."""
     config, images = experiment.recipe.inspect, experiment.splits.images("mine")
-    columns = most_used(stats.count, number=config.neurons_per_block)
+    columns = find_most_used(stats.count, number=config.neurons_per_block)
     watched = [layer for layer in range(len(columns)) if len(columns[layer])]
     key = key_of(
         mining=experiment.mining.key(tokens),
@@ -150,39 +163,49 @@ def _neurons(experiment: Experiment, tokens: Tokens, stats: ClassStats) -> list[
         number=config.images_per_neuron,
     )
 
-    def excite() -> dict[str, Tensor]:
+    def find() -> dict[int, TopImages]:
         loader = make_loader(images, batch_size=64, num_workers=experiment.recipe.data.num_workers)
-        rows = experiment.adapted.readout if tokens == "class" else None
-        batches = TrackedBatches(loader, "looking for what excites neurons", len(images))
-        found = most_exciting(experiment.adapted, batches, columns, number=config.images_per_neuron, rows=rows)
-        items = {f"items.{layer}": found[layer].items.contiguous() for layer in watched}
-        return items | {f"activations.{layer}": found[layer].activations.contiguous() for layer in watched}
+        batches = TrackedBatches(loader, "finding the images that activate neurons most", len(images))
+        top_images = find_top_images(
+            experiment.adapted,
+            batches,
+            columns,
+            number=config.images_per_neuron,
+            token_indices=_token_indices(experiment, tokens),
+        )
+        return {layer: top_images[layer] for layer in watched}
 
-    exciting: dict[str, Tensor] = experiment.folder.artifact(
-        "inspect/exciting.safetensors", key=key, make=excite, save=save_file, load=load_file
-    )
-    return [view for layer in watched for view in _views(layer, columns[layer], exciting, stats, images)]
+    def save(top_images: Mapping[int, TopImages], file: Path) -> None:
+        tensors = {f"items.{layer}": each.items.contiguous() for layer, each in top_images.items()}
+        tensors |= {f"activations.{layer}": each.activations.contiguous() for layer, each in top_images.items()}
+        save_file(tensors, file)
+
+    def load(file: Path) -> dict[int, TopImages]:
+        tensors = load_file(file)
+        return {layer: TopImages(tensors[f"items.{layer}"], tensors[f"activations.{layer}"]) for layer in watched}
+
+    top_images = experiment.folder.artifact("inspect/exciting.safetensors", key=key, make=find, save=save, load=load)
+    return [view for layer in watched for view in _view_layer(layer, columns[layer], top_images[layer], stats, images)]
 
 
-def _views(
-    layer: int, columns: Tensor, exciting: Mapping[str, Tensor], stats: ClassStats, images: LabelledImages
+def _view_layer(
+    layer: int, columns: Tensor, top_images: TopImages, stats: ClassStats, images: LabelledImages
 ) -> Iterator[NeuronView]:
     for place, column in enumerate(columns.tolist()):
-        by_class = stats.count[layer][:, column]
-        users = by_class / stats.num_images.clamp(min=1)
-        items = exciting[f"items.{layer}"][place].tolist()
+        users_C = stats.count[layer][:, column]
+        share_C = users_C / stats.num_images.clamp(min=1)
         yield NeuronView(
             block=layer,
             neuron=column,
-            share=float(by_class.sum() / stats.num_images.sum()),
+            share=float(users_C.sum() / stats.num_images.sum()),
             classes=[
-                (stats.class_names[index], float(users[index]))
-                for index in users.argsort(descending=True, stable=True)[:3].tolist()
-                if users[index] > 0
+                (stats.class_names[index], float(share_C[index]))
+                for index in share_C.argsort(descending=True, stable=True)[:3].tolist()
+                if share_C[index] > 0
             ],
             pictures=[
                 Picture(thumbnail(images.decode(item)), alt=name, caption=name)
-                for item in items
+                for item in top_images.items[place].tolist()
                 for name in [_class_name(images, item)]
             ],
         )
@@ -194,13 +217,13 @@ def _class_name(images: LabelledImages, item: int) -> str:
 
 
 def thumbnail(picture: Image.Image) -> bytes:
-    """A small PNG: large pictures shrunk, those of a few pixels enlarged without smoothing."""
+    """Return a small PNG: large pictures shrunk, pictures of a few pixels enlarged without smoothing."""
     longer = max(picture.size)
-    if longer > _THUMBNAIL:
+    if longer > THUMBNAIL_SIZE:
         picture = picture.copy()
-        picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        picture.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
     else:
-        factor = _THUMBNAIL // longer
+        factor = THUMBNAIL_SIZE // longer
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     stream = io.BytesIO()
     picture.save(stream, "PNG", optimize=True)

@@ -31,11 +31,12 @@ from pathprune.mining import (
     PathAccuracy,
     Sampling,
     ShardFolder,
-    fewest_nodes,
+    Tokens,
+    choose_nodes,
+    compare_paths,
     locate_paths,
     mine_split,
-    nodes_for,
-    path_accuracy,
+    resolve_nodes,
     sample_for_mining,
     save_paths,
 )
@@ -45,7 +46,7 @@ from pathprune.models.seam import AdaptedModel
 from pathprune.progress import image_progress
 from pathprune.recipe import Recipe
 from pathprune.runs import RunFolder
-from pathprune.scoring.criteria import Tokens, parse_criterion
+from pathprune.scoring.criteria import parse_criterion
 from pathprune.stages.images import Splits
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,9 @@ class Mining:
             sampling=asdict(sampling),
             seed=self._seed,
             labels=hashlib.blake2b(images.labels.tobytes()).hexdigest(),
-            predictions=[self._model_key, self._plain_settings(), images.source_key] if sampling.predicts else None,
+            predictions=[self._model_key, self._plain_settings(), images.source_key]
+            if sampling.needs_predictions
+            else None,
         )
 
         def load(file: Path) -> LabelledImages:
@@ -192,7 +195,7 @@ class Mining:
                 def save(_: None, folder: Path) -> None:
                     folder.mkdir()
                     shards.save_sums(num_shards, folder / "stats.safetensors")
-                    save_paths(shards.paths(num_shards), folder / "paths.parquet")
+                    save_paths(shards.read_paths(num_shards), folder / "paths.parquet")
 
                 if self._folder.main:
                     self._folder.artifact(name, key=key, make=lambda: None, save=save, load=lambda _: None)
@@ -232,7 +235,7 @@ class Mining:
                     f"accuracy/{tokens}.json", key=key, make=lambda: self._check(tokens).to_dict()
                 )
             accuracy = PathAccuracy.from_dict(content)
-            if not accuracy.reached and self._folder.main:
+            if not accuracy.meets_goal and self._folder.main:
                 log.warning("paths (%s tokens) miss their goal: %s; %s", tokens, accuracy, self._remedy())
             self._accuracies[tokens] = accuracy
         return self._accuracies[tokens]
@@ -278,16 +281,16 @@ class Mining:
 
         converged = list(mine(rule="gauss-legendre", nodes=CONVERGED_NODES, first_nodes=CONVERGED_NODES, dtype=None))
         if nodes is None:
-            return fewest_nodes(lambda number: mine(nodes=number), converged, goal=goal)
-        return path_accuracy(list(mine()), converged, nodes=nodes, goal=goal)
+            return choose_nodes(lambda number: mine(nodes=number), converged, goal=goal)
+        return compare_paths(list(mine()), converged, nodes=nodes, goal=goal)
 
     def nodes(self, tokens: Tokens) -> tuple[int, int]:
         """The number of quadrature nodes and that of the first layer, chosen by accuracy where the recipe says so."""
         config = self._config
         if config.nodes != "auto":
-            return nodes_for(tokens, config.nodes, config.first_nodes)
+            return resolve_nodes(tokens, config.nodes, config.first_nodes)
         chosen = self.accuracy(tokens)  # None where only the JAS of paths is integrated
-        return nodes_for(tokens, chosen.nodes if chosen else None, config.first_nodes)
+        return resolve_nodes(tokens, chosen.nodes if chosen else None, config.first_nodes)
 
     def _plain_settings(self) -> dict[str, Any]:
         """The recipe's settings that decide which paths are found, as plain data."""

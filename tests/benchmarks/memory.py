@@ -30,7 +30,7 @@ from tiny import DATA_CONFIG, rows
 
 from pathprune.data import LabelledImages, evaluation_transform, read_split
 from pathprune.mining import ClassStats, MinedPaths, ShardFolder, mine_split, save_paths
-from pathprune.mining.paths import normalised
+from pathprune.mining.mined import normalize_rows
 from pathprune.models.seam import NeuronSite
 from pathprune.scoring import ScoringContext, parse_criterion, score
 
@@ -54,7 +54,7 @@ def synthetic(images: Tensor, labels: Tensor, *, layers: int, width: int) -> Min
         paths=scores_BLW.argmax(2, keepdim=True),
         scores=scores_BLW,
         own=scores_BLW,
-        mass=torch.stack([normalised(scores_BW) for scores_BW in scores_BLW.unbind(1)], dim=1),
+        mass=torch.stack([normalize_rows(scores_BW) for scores_BW in scores_BLW.unbind(1)], dim=1),
         jas=torch.zeros(len(images)),
         targets=labels,
         predictions=labels,
@@ -86,7 +86,7 @@ def run(folder: Path, images: LabelledImages, options: argparse.Namespace) -> di
     )
     grown["mined"] = (peak_memory() - before) / MIB
     shards.save_sums(num_shards, folder / "stats.safetensors")
-    save_paths(shards.paths(num_shards), folder / "paths.parquet")
+    save_paths(shards.read_paths(num_shards), folder / "paths.parquet")
     shards.remove()
     grown["saved"] = (peak_memory() - before) / MIB
     context = ScoringContext(adapted, mined={"all": ClassStats.load(folder / "stats.safetensors")})

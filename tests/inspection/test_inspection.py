@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from pathprune.inspection import (
-    class_order,
-    effects_of_scaling,
-    most_exciting,
-    most_used,
-    random_paths,
-    scaled_paths,
-    shared_neurons,
+    draw_random_paths,
+    find_most_used,
+    find_top_images,
+    measure_effects,
+    measure_overlap,
+    order_classes,
+    scale_paths,
 )
-from pathprune.mining import ClassProbability, locate_paths, path_scores
+from pathprune.mining import ClassProbability, locate_paths, score_paths
 from pathprune.models.adapt import adapt
 from pathprune.models.seam import AdaptedModel
 
@@ -43,15 +43,15 @@ def test_the_score_of_a_given_path_is_that_of_the_located_one(
 ) -> None:
     targets = torch.tensor([0, 1, 2, 0, 1])
     mined = locate_paths(adapted, images, targets, method=method, tokens=tokens)
-    scores = path_scores(adapted, images, mined.paths[:, :, 0], targets, tokens=tokens)
+    scores = score_paths(adapted, images, mined.paths[:, :, 0], targets, tokens=tokens)
     torch.testing.assert_close(scores, mined.jas)
     with pytest.raises(ValueError, match=r"paths have shape \[5, 2\]; expected \[5, 3\]"):
-        path_scores(adapted, images, mined.paths[:, :2, 0], targets)
+        score_paths(adapted, images, mined.paths[:, :2, 0], targets)
 
 
 def test_random_paths_have_different_neurons_and_follow_the_generator() -> None:
     def draw(seed: int) -> Tensor:
-        return random_paths([4, 6], num_images=50, size=3, generator=torch.Generator().manual_seed(seed))
+        return draw_random_paths([4, 6], num_images=50, top_k=3, generator=torch.Generator().manual_seed(seed))
 
     paths = draw(0)
     assert paths.shape == (50, 2, 3)
@@ -65,8 +65,8 @@ def test_random_paths_have_different_neurons_and_follow_the_generator() -> None:
 def test_a_scaled_path_is_scaled_for_its_own_image_and_tokens_alone(
     adapted: AdaptedModel, images: Tensor, rows: tuple[int, ...] | None
 ) -> None:
-    paths = random_paths([48] * 3, num_images=5, size=2, generator=torch.Generator().manual_seed(0))
-    with scaled_paths(adapted, paths, factor=0.0, rows=rows), torch.no_grad():
+    paths = draw_random_paths([48] * 3, num_images=5, top_k=2, generator=torch.Generator().manual_seed(0))
+    with scale_paths(adapted, paths, factor=0.0, token_indices=rows), torch.no_grad():
         together = adapted.model(images)
     for index in range(5):
         h = adapted.stem(images[index : index + 1])
@@ -84,9 +84,7 @@ def test_a_scaled_path_is_scaled_for_its_own_image_and_tokens_alone(
 def test_effects_are_differences_of_probabilities_and_of_right_answers(adapted: AdaptedModel, images: Tensor) -> None:
     targets = torch.tensor([0, 1, 2, 0, 1])
     every = torch.arange(48).expand(5, 3, 48)
-    removed, same = effects_of_scaling(
-        adapted, images, targets, every, factors=(0.0, 1.0), objective=ClassProbability()
-    )
+    removed, same = measure_effects(adapted, images, targets, every, factors=(0.0, 1.0), objective=ClassProbability())
     for site in adapted.sites:  # all neurons gone: only the biases of the projections are left
         site.down.register_forward_pre_hook(lambda _, args: (torch.zeros_like(args[0]),))
     with torch.no_grad():
@@ -107,12 +105,12 @@ def test_shared_neurons_are_those_of_pairs_of_different_images() -> None:
     """Against every pair of images, one by one."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.tensor([0, 0, 0, 1, 1, 2])
-    paths = random_paths([4, 4], num_images=6, size=2, generator=generator)
+    paths = draw_random_paths([4, 4], num_images=6, top_k=2, generator=generator)
     counts = [torch.zeros(4, 4) for _ in range(2)]
     for image, label in enumerate(labels.tolist()):
         for layer in range(2):
             counts[layer][label, paths[image, layer]] += 1
-    shared = shared_neurons(counts, torch.bincount(labels, minlength=4), size=2)
+    shared = measure_overlap(counts, torch.bincount(labels, minlength=4), top_k=2)
     for one, other in product(range(4), range(4)):
         common = [
             len(set(paths[a, layer].tolist()) & set(paths[b, layer].tolist())) / 2
@@ -130,7 +128,7 @@ def test_classes_that_share_are_neighbours() -> None:
     for one, other in ((0, 3), (1, 4)):
         shared[one, other] = shared[other, one] = 0.8
     shared[2] = shared[:, 2] = torch.nan  # no image
-    order = class_order(shared)
+    order = order_classes(shared)
     assert sorted(order) == [0, 1, 2, 3, 4]
     assert order[-1] == 2
     assert abs(order.index(0) - order.index(3)) == abs(order.index(1) - order.index(4)) == 1
@@ -138,7 +136,7 @@ def test_classes_that_share_are_neighbours() -> None:
 
 def test_the_most_used_neurons_leave_out_what_is_on_no_path() -> None:
     counts = [torch.tensor([[0, 2, 1, 0], [0, 0, 1, 3]]), torch.tensor([[0, 0, 0, 1.0], [0, 0, 0, 0]])]
-    assert [columns.tolist() for columns in most_used(counts, number=3)] == [[3, 1, 2], [3]]
+    assert [columns.tolist() for columns in find_most_used(counts, number=3)] == [[3, 1, 2], [3]]
 
 
 @pytest.mark.parametrize("rows", [None, (0,)])
@@ -152,7 +150,7 @@ def test_the_most_exciting_images_are_those_of_the_highest_activation(
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         yield from ((images[start : start + 4], labels[start : start + 4]) for start in range(0, 11, 4))
 
-    found = most_exciting(adapted, batches(), columns, number=3, rows=rows)
+    found = find_top_images(adapted, batches(), columns, number=3, token_indices=rows)
     with torch.no_grad():
         h = adapted.stem(images)
         for layer in range(3):

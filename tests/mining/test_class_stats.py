@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from pathprune.mining import ClassStats, MinedPaths, class_stats
 from pathprune.mining.class_stats import save_stats
-from pathprune.mining.paths import normalised
+from pathprune.mining.mined import normalize_rows
 
 WIDTHS = {"blocks.0.mlp.fc2": 3, "blocks.1.mlp.fc2": 2}
 NAMES = ["cat", "dog", "eel"]
@@ -64,7 +64,7 @@ def test_sums_and_means_by_hand():
 
 def test_a_layer_without_attribution_has_no_mass():
     own = torch.tensor([[0.0, 0.0], [-0.5, 1.5]])
-    assert normalised(own).tolist() == [[0, 0], [0.25, 0.75]]
+    assert normalize_rows(own).tolist() == [[0, 0], [0.25, 0.75]]
 
 
 def test_merging_equals_streaming():
@@ -96,7 +96,7 @@ def test_bad_labels_are_refused_and_nothing_is_added(labels, message):
 
 def test_paths_of_another_model_are_refused():
     stats = ClassStats.empty({"blocks.0.mlp.fc2": 3}, NAMES)
-    with pytest.raises(ValueError, match=r"widths \[3, 2\] were mined, but these statistics are for widths \[3\]"):
+    with pytest.raises(ValueError, match=r"have widths \[3, 2\], but these statistics have widths \[3\]"):
         stats.update(ONE, torch.tensor([0]))
 
 
@@ -136,7 +136,7 @@ def test_statistics_of_a_file_that_was_replaced_are_not_mixed_up(tmp_path):
 def test_blocks_of_classes_make_the_file_that_all_of_them_make(tmp_path):
     stats, about = streamed(), {"widths": WIDTHS, "class_names": NAMES, "settings": {"method": "jas", "nodes": 4}}
     stats.save(tmp_path / "whole")
-    blocks = [(first, stats.of_classes(torch.arange(3) == first)) for first in (2, 0)]  # the dogs have no images
+    blocks = [(first, stats.select_classes(torch.arange(3) == first)) for first in (2, 0)]  # the dogs have no images
     save_stats(blocks, tmp_path / "blocks", **about)
     assert (tmp_path / "blocks").read_bytes() == (tmp_path / "whole").read_bytes()
     tensors = load_file(tmp_path / "whole")  # as safetensors' own reader sees it

@@ -11,7 +11,7 @@ from reference import Reference
 from safetensors import safe_open
 from torch import nn
 
-from pathprune.mining import locate_paths, per_layer
+from pathprune.mining import locate_paths, split_layers
 from pathprune.models.adapt import adapt
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "jas_tiny.safetensors"
@@ -107,8 +107,8 @@ def test_location_agrees_with_the_literal_definition(name, tokens, rule, nodes, 
         assert mined.paths[image].tolist() == chosen
         for layer, (score_W, own_W) in enumerate(zip(scores, own, strict=True)):
             tolerance = {"rtol": 1e-10, "atol": 1e-12 * score_W.abs().max().item()}
-            torch.testing.assert_close(per_layer(mined.scores)[layer][image], score_W, **tolerance)
-            torch.testing.assert_close(per_layer(mined.own)[layer][image], own_W, rtol=1e-10, atol=1e-14)
+            torch.testing.assert_close(split_layers(mined.scores)[layer][image], score_W, **tolerance)
+            torch.testing.assert_close(split_layers(mined.own)[layer][image], own_W, rtol=1e-10, atol=1e-14)
         jas = reference.jas([neurons[0] for neurons in chosen])
         torch.testing.assert_close(mined.jas[image], jas, rtol=1e-10, atol=1e-14)
 
@@ -128,8 +128,8 @@ def test_baselines_agree_with_the_literal_definition(name, tokens, method):
             scores = [g.sum(0) for g in gradients]
             own = [(a * g).sum(0) for a, g in zip(reference.activations, gradients, strict=True)]
         for layer, (score_W, own_W) in enumerate(zip(scores, own, strict=True)):
-            torch.testing.assert_close(per_layer(mined.scores)[layer][image], score_W, rtol=1e-10, atol=1e-14)
-            torch.testing.assert_close(per_layer(mined.own)[layer][image], own_W, rtol=1e-10, atol=1e-14)
+            torch.testing.assert_close(split_layers(mined.scores)[layer][image], score_W, rtol=1e-10, atol=1e-14)
+            torch.testing.assert_close(split_layers(mined.own)[layer][image], own_W, rtol=1e-10, atol=1e-14)
             assert mined.paths[image, layer].tolist() == score_W.argsort(descending=True)[:2].tolist()
         jas = reference.jas(mined.paths[image, :, 0].tolist())
         torch.testing.assert_close(mined.jas[image], jas, rtol=1e-10, atol=1e-14)
@@ -164,7 +164,7 @@ def test_own_terms_of_the_first_layer_add_up_to_what_clamping_it_to_zero_takes(n
     mined = locate_paths(adapt(model), images, nodes=40, tokens=tokens)
     for i, reference in enumerate(references(name, model, images, mined, tokens, "left-riemann", 1)):
         difference = reference.value({}) - reference.value({0: torch.zeros_like(reference.activations[0])})
-        torch.testing.assert_close(per_layer(mined.own)[0][i].sum(), difference, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(split_layers(mined.own)[0][i].sum(), difference, rtol=1e-8, atol=1e-10)
 
 
 def test_mass_is_the_share_of_the_own_term():

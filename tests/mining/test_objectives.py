@@ -102,7 +102,7 @@ def test_cosine_is_what_a_tower_is_explained_by_unless_another_objective_is_give
 
 
 def test_a_head_of_another_tower_is_refused():
-    with pytest.raises(ValueError, match="text embeddings have 24 numbers, the model's output 5"):
+    with pytest.raises(ValueError, match="text embeddings have dimension 24, but the model's output has 5"):
         locate_paths(adapt(tower(5)), some_images(1), objective=ZeroShot(TEXT))
     with pytest.raises(ValueError, match="target 4 is out of range: there are 4 classes"):
         locate_paths(adapt(tower()), some_images(1), torch.tensor([4]), objective=ZeroShot(TEXT))
@@ -115,7 +115,7 @@ def test_a_head_is_read_from_a_file(tmp_path):
     names = ["cat", "dog", "eel", "owl"]
     save_file({"text_embeddings": TEXT, "logit_scale": torch.tensor(7.0)}, file, {"class_names": json.dumps(names)})
     config = ObjectiveConfig(name="zero-shot", head=str(file))
-    head = config.make()
+    head = config.build()
     assert torch.equal(head.text_CK, TEXT)
     assert (head.logit_scale, head.class_names) == (7, tuple(names))
     before = config.spec()
@@ -152,7 +152,7 @@ def test_files_that_are_no_heads_are_refused(tmp_path):
     with pytest.raises(ValueError, match="does not exist; give a safetensors file"):
         ZeroShot.load(tmp_path / "nothing")
     (tmp_path / "text").write_text("no tensors")
-    with pytest.raises(ValueError, match="is no safetensors file"):
+    with pytest.raises(ValueError, match="is not a safetensors file"):
         ZeroShot.load(tmp_path / "text")
 
 
@@ -170,7 +170,7 @@ def test_objectives_of_a_recipe_are_checked(given, message):
 
 
 def test_a_name_alone_makes_an_objective():
-    assert ObjectiveConfig.model_validate("cosine").make() == CleanCosine()
+    assert ObjectiveConfig.model_validate("cosine").build() == CleanCosine()
 
 
 def test_a_zero_shot_head_is_exact_in_mixed_precision() -> None:

@@ -70,7 +70,7 @@ def test_what_does_not_belong_together_is_refused():
         PathSet.concat([whole(), replace(whole(), class_names=("cat", "eel"))])
     with pytest.raises(ValueError, match="at least one"):
         PathSet.concat([])
-    with pytest.raises(ValueError, match="1 images were mined, with 2 indices, 1 labels"):
+    with pytest.raises(ValueError, match="1 images were mined, but 2 indices and 1 labels were given"):
         batch([[[1], [2]]], [0, 1], [0])
 
 

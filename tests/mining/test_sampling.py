@@ -58,7 +58,7 @@ def test_images_count_for_the_class_that_is_predicted():
 
 @pytest.mark.parametrize("settings", [{"by": "prediction"}, {"only_correct": True}])
 def test_the_model_is_asked_no_longer_than_it_takes_to_fill_every_class(monkeypatch, settings):
-    monkeypatch.setattr(sampling, "PREDICTED_AT_ONCE", 5)
+    monkeypatch.setattr(sampling, "PREDICTION_BLOCK", 5)
     chosen, seen = sample(images_per_class=2, **settings)
     assert np.bincount(chosen.labels).tolist() == [2, 2, 2]
     assert 6 <= len(seen) < 25
@@ -68,7 +68,7 @@ def test_the_model_is_asked_no_longer_than_it_takes_to_fill_every_class(monkeypa
 
 
 def test_labels_in_plenty_are_not_predicted(monkeypatch):
-    monkeypatch.setattr(sampling, "PREDICTED_AT_ONCE", 5)
+    monkeypatch.setattr(sampling, "PREDICTION_BLOCK", 5)
     # class 1 has fewer right images than asked for, so that all of it is looked at
     chosen, seen = sample(number=12, images_per_class=3, only_correct=True)
     assert np.bincount(chosen.labels).tolist() == [3, 1, 3]
@@ -83,9 +83,9 @@ def test_a_seed_gives_one_sample_and_another_seed_another():
 
 
 def test_nothing_to_mine_is_said():
-    with pytest.raises(DataError, match=r"split 'train' has no images of the classes in mine.classes; none can be"):
+    with pytest.raises(DataError, match=r"split 'train' has no images of the classes in mine.classes; choose other"):
         sample(number=2, classes=[2])
-    with pytest.raises(DataError, match=r"of the classes in mine.classes that the model gets right; none can be mined"):
+    with pytest.raises(DataError, match=r"of the classes in mine.classes that the model classifies correctly; choose"):
         sample_for_mining(
             tiny_images(5).take(np.flatnonzero(tiny_images(5).indices == 4)),
             Sampling(classes=[1], only_correct=True),

@@ -61,7 +61,7 @@ def mine(folder: Path, adapted: AdaptedModel, images: LabelledImages, **options)
         "batch_size": BATCH_SIZE,
     } | options
     num_shards = mine_split(adapted, images, shards, **options)
-    save_paths(shards.paths(num_shards), folder / "paths.parquet")
+    save_paths(shards.read_paths(num_shards), folder / "paths.parquet")
     shards.save_sums(num_shards, folder / "stats.safetensors")
     return ClassStats.load(folder / "stats.safetensors")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 from tiny import NAMES, tiny_recipe, write_data, write_model
 
 from pathprune.cli import main
+from pathprune.inspection import PATH_KINDS, Effects, PathMeasure, PathMeasures
 from pathprune.mining import PathSet
 from pathprune.recipe import Recipe
 from pathprune.report.inspection import Findings, effect_table, inspection_words
@@ -52,15 +54,16 @@ def test_the_findings_are_those_of_the_mined_paths(folder: Path, monkeypatch: py
         for b in range(12)
         if a != b and paths.labels[a] == paths.labels[b] == 0
     ]
-    assert float(found.shared[0, 0]) == pytest.approx(sum(same) / len(same))
-    measured = found.measured
-    assert {name.split(".")[0] for name in measured} == {"jas", "activation", "influence-pattern", "random"}
-    assert (measured["jas.jas"] >= measured["random.jas"]).double().mean() > 0.5
-    monkeypatch.setattr(inspection, "effects_of_scaling", refuse)
-    monkeypatch.setattr(inspection, "most_exciting", refuse)
-    again = inspect_recipe(inspected_recipe(folder)).findings
-    for name, values in measured.items():
-        assert torch.equal(again.measured[name], values)
+    assert float(found.overlap_CC[0, 0]) == pytest.approx(sum(same) / len(same))
+    measures = found.measures
+    assert set(measures.by_kind) == {"jas", "activation", "influence-pattern", "random"}
+    assert (measures["jas"].jas >= measures["random"].jas).double().mean() > 0.5
+    monkeypatch.setattr(inspection, "measure_effects", refuse)
+    monkeypatch.setattr(inspection, "find_top_images", refuse)
+    again = inspect_recipe(inspected_recipe(folder)).findings.measures.to_tensors()
+    assert again.keys() == measures.to_tensors().keys()
+    for name, values in measures.to_tensors().items():
+        assert torch.equal(again[name], values)
 
 
 def refuse(*_: object, **__: object) -> None:
@@ -90,20 +93,18 @@ def test_a_model_without_a_class_token_is_inspected_at_all_tokens(folder: Path) 
     model = {**pooled, "args": {**args, "global_pool": "avg", "class_token": False}}
     found = inspect_recipe(inspected_recipe(folder, model=model)).findings
     assert found.tokens == "all"
-    assert found.measured["jas.removed.probability"].abs().max() > 0
+    assert found.measures["jas"].removed.probability.abs().max() > 0
 
 
 def findings(path_effect: float, random_effect: float, *, spread: float = 0.01) -> Findings:
     """Findings in which removal changes the probability by these amounts, on average."""
     wobble = spread * torch.linspace(-1, 1, 40).double()
-    kinds = ("jas", "activation", "influence-pattern", "random")
-    measured = {f"{kind}.jas": torch.ones(40).double() for kind in kinds}
-    for kind in kinds:
-        for effect in ("removed.probability", "removed.correct", "enhanced.probability", "enhanced.correct"):
-            measured[f"{kind}.{effect}"] = torch.full((40,), random_effect).double()
-    measured["jas.removed.probability"] = path_effect + wobble
-    shared = torch.eye(2).double()
-    return Findings("x", "class", ("cat", "dog"), measured, shared, [0, 1], 40, [])
+    same_N = torch.full((40,), random_effect).double()
+    effects = Effects(same_N, same_N)
+    by_kind = {kind: PathMeasure(torch.ones(40).double(), effects, effects) for kind in PATH_KINDS}
+    by_kind["jas"] = replace(by_kind["jas"], removed=Effects(path_effect + wobble, same_N))
+    overlap_CC = torch.eye(2).double()
+    return Findings("x", "class", ("cat", "dog"), PathMeasures(by_kind), overlap_CC, [0, 1], 40, [])
 
 
 def test_an_effect_is_called_one_only_where_its_interval_leaves_zero_out() -> None:

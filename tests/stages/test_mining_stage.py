@@ -241,7 +241,7 @@ def evaluation_images(folder: Path) -> LabelledImages:
 def test_a_head_of_another_tower_is_refused_at_once(folder: Path) -> None:
     save_file({"text_embeddings": torch.randn(3, 5)}, folder / "head.safetensors")
     objective = {"name": "zero-shot", "head": str(folder / "head.safetensors")}
-    with pytest.raises(ValueError, match="text embeddings have 5 numbers, the model's output 3"):
+    with pytest.raises(ValueError, match="text embeddings have dimension 5, but the model's output has 3"):
         mine(folder, objective=objective)
     with pytest.raises(ValueError, match="zero-shot head nowhere does not exist"):
         mine(folder, objective={"name": "zero-shot", "head": "nowhere"})

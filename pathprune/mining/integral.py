@@ -1,0 +1,59 @@
+"""Settings of the integral over α: quadrature, clamped tokens and precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from pathprune.mining.quadrature import Quadrature, Rule, build_quadrature
+
+Tokens = Literal["class", "all"]
+TOKENS: tuple[Tokens, ...] = get_args(Tokens)
+
+_DEFAULT_NODES: dict[Tokens, tuple[int, int]] = {"class": (4, 4), "all": (6, 12)}  # all layers, first layer
+
+
+@dataclass(frozen=True)
+class Integral:
+    """Settings of the integral over α that every joint attribution score contains.
+
+    - rule, nodes: the quadrature of every layer but the first.
+    - first_nodes: the number of nodes of the first layer.
+    - tokens: the clamped tokens: `class` for the tokens that the head reads, `all` for every token.
+    - dtype: the autocast dtype of block passes; None for the model's own precision.
+
+    Raises `ValueError` for an unknown rule and for fewer than 1 node.
+    """
+
+    rule: Rule
+    nodes: int
+    first_nodes: int
+    tokens: Tokens
+    dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        for nodes in (self.nodes, self.first_nodes):
+            build_quadrature(self.rule, nodes)  # raises for bad settings before any pass through the model
+
+    def quadrature(self) -> Quadrature:
+        """Return the quadrature of every layer but the first."""
+        return build_quadrature(self.rule, self.nodes)
+
+    def first_quadrature(self) -> Quadrature:
+        """Return the quadrature of the first layer."""
+        return build_quadrature(self.rule, self.first_nodes)
+
+
+def resolve_nodes(tokens: Tokens, nodes: int | None = None, first_nodes: int | None = None) -> tuple[int, int]:
+    """Return the number of nodes of most layers and that of the first layer.
+
+    An explicit number is kept. Without `nodes`, both numbers depend on the clamped tokens. With `nodes` alone, the
+    first layer has as many nodes as the others.
+
+    With all tokens clamped, scaling a layer down changes the model's states most, above all in the first layer, so too
+    few nodes show there first. No prefix is carried into the first layer, so that its number of nodes is free.
+    """
+    default_nodes, default_first_nodes = _DEFAULT_NODES[tokens] if nodes is None else (nodes, nodes)
+    return default_nodes, default_first_nodes if first_nodes is None else first_nodes
