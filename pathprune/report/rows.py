@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from pathprune.mining import Tokens
 from pathprune.pruning.budget import BudgetKind
-from pathprune.scoring.criteria import Tokens
 from pathprune.section import Section
 
 ROW_VERSION = 4
