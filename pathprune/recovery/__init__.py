@@ -1,4 +1,4 @@
-"""Train models on Accelerate: from scratch, or to recover what pruning cost, with the dense model as teacher."""
+"""Training with Accelerate: from scratch, or to recover accuracy after pruning with the dense model as teacher."""
 
 from pathprune.recovery.config import DistillConfig, RecoverConfig, TrainConfig
 from pathprune.recovery.trainer import train

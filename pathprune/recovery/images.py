@@ -1,7 +1,7 @@
-"""Training images whose order and augmentation follow from the seed, the epoch and the item alone.
+"""Training images whose order and augmentation depend on the seed, the epoch and the item alone.
 
-So a training that goes on in the middle of an epoch sees what an unbroken one sees, whatever was drawn before, and
-whichever worker process decodes an image.
+A training that resumes in the middle of an epoch therefore sees the same batches as an uninterrupted one, whatever used
+the random generators before and whichever worker process decodes an image.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from torch.utils.data import Dataset as TorchDataset
 
 from pathprune.data import LabelledImages
 from pathprune.recovery.config import TrainConfig
-from pathprune.recovery.timm_made import made
+from pathprune.recovery.timm_factories import build_with_timm
 
 
-def seed_of(*place: int) -> int:
-    """A seed for one place of a training, such as (seed, epoch, step): well mixed, below 2³²."""
-    return int(np.random.SeedSequence(place).generate_state(1)[0])
+def derive_seed(*position: int) -> int:
+    """Return a seed below 2³² for a position in a training, such as (seed, epoch, step)."""
+    return int(np.random.SeedSequence(position).generate_state(1)[0])
 
 
 def training_transform(data_config: Mapping[str, Any], config: TrainConfig) -> Callable[[Any], Tensor]:
-    """The training transform of timm, at the model's own input size and normalisation."""
-    transform: Callable[[Any], Tensor] = made(
+    """Return timm's training transform with the config's augmentation: image -> normalised `[C, H, W]`."""
+    transform: Callable[[Any], Tensor] = build_with_timm(
         "augmentation",
         str(config.auto_augment),
         create_transform,
@@ -49,7 +49,7 @@ def training_transform(data_config: Mapping[str, Any], config: TrainConfig) -> C
 
 @dataclass(frozen=True)
 class _SeededImages(TorchDataset[tuple[Tensor, int]]):
-    """The images of one epoch, each augmented from a seed of its own; leaves the random generators moved."""
+    """Images of one epoch; reading an item seeds the global random generators for its augmentation."""
 
     images: LabelledImages
     seed: int
@@ -59,16 +59,16 @@ class _SeededImages(TorchDataset[tuple[Tensor, int]]):
         return len(self.images)
 
     def __getitem__(self, item: int) -> tuple[Tensor, int]:
-        seed = seed_of(self.seed, self.epoch, 0, item)
+        seed = derive_seed(self.seed, self.epoch, 0, item)
         random.seed(seed)
         np.random.seed(seed)
-        torch.default_generator.manual_seed(seed)  # the CPU's: augmentation happens there
+        torch.default_generator.manual_seed(seed)  # the CPU's generator: augmentation runs on the CPU
         return self.images[item]
 
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """Epochs of batches for training."""
+    """Training images in shuffled batches, epoch by epoch."""
 
     images: LabelledImages  # with the training transform
     batch_size: int  # per process
@@ -76,21 +76,21 @@ class TrainingImages:
     num_workers: int = 0
 
     def batches_per_epoch(self, num_processes: int) -> int:
-        """Batches that each process sees; a last one that is not full is left out, unless it is the only one."""
+        """Return the number of batches per process. An incomplete last batch is dropped unless it is the only one."""
         return max(1, len(self.images) // (self.batch_size * num_processes))
 
     def epoch(self, epoch: int, accelerator: Accelerator, *, skip: int = 0) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Batches of an epoch, those of this process, on its device, without the first `skip`."""
+        """Return this process's batches of an epoch on its device, without the first `skip` batches."""
         world = self.batch_size * accelerator.num_processes
         order = torch.randperm(
-            len(self.images), generator=torch.Generator().manual_seed(seed_of(self.seed, epoch, 1))
+            len(self.images), generator=torch.Generator().manual_seed(derive_seed(self.seed, epoch, 1))
         ).tolist()
         remaining = order[skip * world : self.batches_per_epoch(accelerator.num_processes) * world]
         loader: DataLoader[Any] = DataLoader(
             _SeededImages(self.images, self.seed, epoch),
             batch_sampler=BatchSampler(remaining, self.batch_size, drop_last=False),
             num_workers=self.num_workers,
-            generator=torch.Generator().manual_seed(0),  # the workers' own seeds, which each item overwrites
+            generator=torch.Generator().manual_seed(0),  # seeds the workers; every item sets its own seed again
             pin_memory=torch.cuda.is_available(),
         )
         return accelerator.prepare_data_loader(loader)  # type: ignore[no-any-return]

@@ -1,11 +1,10 @@
-"""What training lowers: distance to the labels, to a teacher's class probabilities, and to its states."""
+"""Loss of a training: cross-entropy to the labels, and distances to a teacher's logits and block states."""
 
 # B images, K classes, T tokens, D channels of the residual stream
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from timm.loss import SoftTargetCrossEntropy
@@ -13,57 +12,51 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 
 from pathprune.recovery.config import TrainConfig
+from pathprune.recovery.outputs import Output
 
 
-class Answer(NamedTuple):
-    """What a model makes of a batch: logits `[B, K]` and, where asked for, the states after every block `[B, T, D]`."""
-
-    logits: Tensor
-    states: tuple[Tensor, ...] = ()
-
-
-class Objective(nn.Module):
-    """The parts of the loss that a config asks for, weighted; their sum is what is trained on."""
+class TrainingLoss(nn.Module):
+    """Weighted terms of the loss of a config: `labels`, `logits`, `hidden`. The loss is their sum."""
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
         self.config = config
-        self.soft: nn.Module = SoftTargetCrossEntropy()  # type: ignore[no-untyped-call]
+        self.soft_cross_entropy: nn.Module = SoftTargetCrossEntropy()  # type: ignore[no-untyped-call]
 
-    def forward(self, student: Answer, targets: Tensor, teacher: Answer | None = None) -> dict[str, Tensor]:
-        """`targets` are labels `[B]` or, mixed, shares `[B, K]`; `teacher` is given where the config distils."""
-        parts = {}
+    def forward(self, student: Output, targets: Tensor, teacher: Output | None = None) -> dict[str, Tensor]:
+        """Return the terms; `targets` are labels `[B]` or, with mixup, class probabilities `[B, K]`."""
+        terms = {}
         if self.config.labels:
             logits_BK = student.logits.float()
             if targets.ndim == 2:
-                own = self.soft(logits_BK, targets)
+                to_labels = self.soft_cross_entropy(logits_BK, targets)
             else:
-                own = cross_entropy(logits_BK, targets, label_smoothing=self.config.label_smoothing)
-            parts["labels"] = self.config.labels * own
+                to_labels = cross_entropy(logits_BK, targets, label_smoothing=self.config.label_smoothing)
+            terms["labels"] = self.config.labels * to_labels
         distill = self.config.distill
         if distill is not None:
             assert teacher is not None, "train() checks that there is a teacher"
             if distill.logits:
-                softened = softened_divergence(student.logits, teacher.logits, temperature=distill.temperature)
-                parts["logits"] = distill.logits * softened
+                to_logits = softened_divergence(student.logits, teacher.logits, temperature=distill.temperature)
+                terms["logits"] = distill.logits * to_logits
             if distill.hidden:
-                parts["hidden"] = distill.hidden * relative_distance(student.states, teacher.states)
-        return parts
+                terms["hidden"] = distill.hidden * relative_distance(student.states, teacher.states)
+        return terms
 
 
 def softened_divergence(student_BK: Tensor, teacher_BK: Tensor, *, temperature: float) -> Tensor:
-    """T² KL(teacher ‖ student) of the classes' probabilities at temperature T, mean over images (arXiv 1503.02531).
+    """Return T² KL(teacher ‖ student) of the class probabilities at temperature T, averaged over images.
 
-    The factor keeps the gradient's size, so that a weight means the same at every temperature.
+    The factor T² makes the size of the gradient independent of the temperature (arXiv 1503.02531).
     """
     logp_BK, logq_BK = ((logits.float() / temperature).log_softmax(-1) for logits in (student_BK, teacher_BK))
     return temperature**2 * kl_div(logp_BK, logq_BK, reduction="batchmean", log_target=True)
 
 
 def relative_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """‖s − t‖² / ‖t‖² of every token's state, mean over tokens, images and blocks: of states `[B, T, D]` each.
+    """Return ‖s − t‖² / ‖t‖² of the token states `[B, T, D]`, averaged over tokens, images and blocks.
 
-    Relative to each token, since a few tokens of large norm would otherwise be all that counts.
+    Each token is normalised by its own norm: otherwise a few tokens of large norm would dominate.
     """
     distances = [
         ((s_BTD.float() - t_BTD.float()).square().sum(-1) / t_BTD.float().square().sum(-1).clamp(min=1e-6)).mean()

@@ -1,4 +1,4 @@
-"""Training: exact where it goes on, and faithful to what the config says."""
+"""Training: exact when resumed, and true to its config."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def fresh_model(seed: int = 0) -> nn.Module:
     )
 
 
-def trained(
+def train_tiny(
     images: LabelledImages,
     model: nn.Module | None = None,
     *,
@@ -73,7 +73,7 @@ def trained(
     return model, history
 
 
-def same(a: nn.Module, b: nn.Module) -> bool:
+def have_equal_weights(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
@@ -91,14 +91,14 @@ CHANGES: list[dict[str, Any]] = [
 
 
 class Killed(BaseException):
-    """What no part of the program expects."""
+    """Exception that no part of the program handles."""
 
 
 @pytest.mark.parametrize("changes", CHANGES, ids=lambda changes: "-".join(changes) or "plain")
-def test_a_training_killed_at_any_step_ends_the_same_bit_by_bit(
+def test_a_killed_training_resumes_to_the_same_weights_bit_by_bit(
     images: LabelledImages, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unbroken, history = trained(images, **changes)
+    uninterrupted, history = train_tiny(images, **changes)
     set_seed, state = trainer.set_seed, tmp_path / "state.pt"
     step = random.Random("-".join(changes)).randrange(1, 3 * 24 // changes.get("batch_size", 8))
 
@@ -111,30 +111,30 @@ def test_a_training_killed_at_any_step_ends_the_same_bit_by_bit(
 
     monkeypatch.setattr(trainer, "set_seed", kill)
     with pytest.raises(Killed):
-        trained(images, state=state, save_steps=2, **changes)
+        train_tiny(images, state=state, save_steps=2, **changes)
     monkeypatch.undo()
     torch.manual_seed(99)
-    resumed, resumed_history = trained(images, state=state, save_steps=2, **changes)
-    assert same(resumed, unbroken)
+    resumed, resumed_history = train_tiny(images, state=state, save_steps=2, **changes)
+    assert have_equal_weights(resumed, uninterrupted)
     assert resumed_history == history
 
 
-def test_the_augmentation_of_an_image_follows_from_seed_epoch_and_item(images: LabelledImages) -> None:
+def test_augmentation_depends_on_seed_epoch_and_item_alone(images: LabelledImages) -> None:
     augmented = images.with_transform(training_transform(DATA_CONFIG, TrainConfig(**BASE)))
-    again = TrainingImages(augmented, batch_size=8, seed=3)
+    training_images = TrainingImages(augmented, batch_size=8, seed=3)
     accelerator = Accelerator()
-    whole = list(again.epoch(2, accelerator))
+    whole = list(training_images.epoch(2, accelerator))
     torch.manual_seed(5)
-    rest = list(again.epoch(2, accelerator, skip=1))
+    rest = list(training_images.epoch(2, accelerator, skip=1))
     assert len(whole) == 3
     for (pixels, labels), (same_pixels, same_labels) in zip(whole[1:], rest, strict=True):
         assert torch.equal(pixels, same_pixels)
         assert torch.equal(labels, same_labels)
-    assert not torch.equal(next(iter(again.epoch(1, accelerator)))[0], whole[0][0])
+    assert not torch.equal(next(iter(training_images.epoch(1, accelerator)))[0], whole[0][0])
     assert sorted(int(label) for _, labels in whole for label in labels) == sorted(images.labels.tolist())
 
 
-def test_the_best_weights_that_validation_saw_are_kept_and_waiting_has_an_end(images: LabelledImages) -> None:
+def test_the_best_weights_are_kept_and_patience_stops_the_training(images: LabelledImages) -> None:
     seen: list[dict[str, torch.Tensor]] = []
     answers = iter([0.3, 0.6, 0.5, 0.6, 0.9])
 
@@ -142,44 +142,44 @@ def test_the_best_weights_that_validation_saw_are_kept_and_waiting_has_an_end(im
         seen.append(deepcopy(model.state_dict()))
         return next(answers)
 
-    model, history = trained(images, validate=validate, epochs=9, patience=2)
+    model, history = train_tiny(images, validate=validate, epochs=9, patience=2)
     assert [record["top1"] for record in history] == [0.3, 0.6, 0.5, 0.6]
     assert [record["epoch"] for record in history] == [1, 2, 3, 4]
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, seen[1][name])
 
 
-def test_validation_within_an_epoch_stops_there_and_changes_nothing_else(images: LabelledImages) -> None:
-    plain, _ = trained(images, epochs=1)
-    validated, history = trained(images, epochs=1, validate_steps=2, validate=lambda _: float(torch.randn(()).exp()))
+def test_validation_within_an_epoch_can_stop_and_does_not_change_the_training(images: LabelledImages) -> None:
+    plain, _ = train_tiny(images, epochs=1)
+    validated, history = train_tiny(images, epochs=1, validate_steps=2, validate=lambda _: float(torch.randn(()).exp()))
     assert [record["updates"] for record in history] == [2, 3]
     if history[0]["top1"] < history[1]["top1"]:
-        assert same(validated, plain)
-    _, stopped = trained(images, epochs=3, validate_steps=1, patience=1, validate=lambda _: 0.5)
+        assert have_equal_weights(validated, plain)
+    _, stopped = train_tiny(images, epochs=3, validate_steps=1, patience=1, validate=lambda _: 0.5)
     assert [record["updates"] for record in stopped] == [1, 2]
-    _, after = trained(images, epochs=1)  # by an Accelerate that has left a loader before its end
+    _, after = train_tiny(images, epochs=1)  # Accelerate has left a loader before its end
     assert [record["updates"] for record in after] == [3]
 
 
-def test_distillation_leaves_labels_and_teacher_alone(images: LabelledImages) -> None:
+def test_distillation_ignores_labels_and_does_not_change_the_teacher(images: LabelledImages) -> None:
     teacher = fresh_model()
     with torch.no_grad():
         for parameter in teacher.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     before = deepcopy(teacher.state_dict())
     shuffled = replace(images, labels=np.roll(images.labels, 1))
-    distilled, history = trained(images, teacher=teacher, labels=0, distill={}, epochs=8)
-    other, _ = trained(shuffled, teacher=teacher, labels=0, distill={}, epochs=8)
-    assert same(distilled, other)
+    distilled, history = train_tiny(images, teacher=teacher, labels=0, distill={}, epochs=8)
+    other, _ = train_tiny(shuffled, teacher=teacher, labels=0, distill={}, epochs=8)
+    assert have_equal_weights(distilled, other)
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
 
 
-def test_lower_layers_learn_more_slowly_with_layer_decay(images: LabelledImages) -> None:
-    still = {"epochs": 1, "optimizer": "sgd", "clip_grad_norm": None, "weight_decay": 0, "warmup_epochs": 0}
+def test_layer_decay_slows_the_lower_layers(images: LabelledImages) -> None:
+    no_noise = {"epochs": 1, "optimizer": "sgd", "clip_grad_norm": None, "weight_decay": 0, "warmup_epochs": 0}
     moved = []
     for decay in (None, 0.01):
-        model, _ = trained(images, layer_decay=decay, **still)
+        model, _ = train_tiny(images, layer_decay=decay, **no_noise)
         start = fresh_model().state_dict()
         weights = ("patch_embed.proj.weight", "head.weight")
         moved.append([float((model.state_dict()[name] - start[name]).abs().max()) for name in weights])
@@ -189,18 +189,18 @@ def test_lower_layers_learn_more_slowly_with_layer_decay(images: LabelledImages)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_frozen_stem_stays_and_the_rest_is_trained(images: LabelledImages, checkpointing: bool) -> None:
+def test_a_frozen_stem_keeps_its_weights_and_the_rest_is_trained(images: LabelledImages, checkpointing: bool) -> None:
     start = fresh_model().state_dict()
-    model, _ = trained(images, freeze_stem=True, grad_checkpointing=checkpointing, epochs=1)
+    model, _ = train_tiny(images, freeze_stem=True, grad_checkpointing=checkpointing, epochs=1)
     kept = {name for name, weight in model.state_dict().items() if torch.equal(weight, start[name])}
     assert kept == {"cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"}
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_trackers_hear_of_every_step(images: LabelledImages, tmp_path: Path) -> None:
+def test_trackers_log_every_step(images: LabelledImages, tmp_path: Path) -> None:
     accelerator = Accelerator(log_with="tensorboard", project_dir=tmp_path)
     accelerator.init_trackers("training")
-    trained(images, accelerator=accelerator, epochs=1, labels=0.5, distill={}, validate=lambda _: 0.5)
+    train_tiny(images, accelerator=accelerator, epochs=1, labels=0.5, distill={}, validate=lambda _: 0.5)
     for tracker in accelerator.trackers:
         tracker.finish()
     events = EventAccumulator(str(tmp_path / "training")).Reload()
@@ -212,11 +212,11 @@ def test_trackers_hear_of_every_step(images: LabelledImages, tmp_path: Path) -> 
     ("changes", "message"),
     [
         ({"distill": {}}, "distill needs a teacher"),
-        ({"patience": 2}, "patience is 2, but there is nothing to validate on"),
-        ({"validate_steps": 5}, "validate_steps is 5, but there is nothing to validate on"),
+        ({"patience": 2}, "patience is 2, but there are no validation images"),
+        ({"validate_steps": 5}, "validate_steps is 5, but there are no validation images"),
     ],
 )
-def test_what_a_config_needs_is_asked_for(images: LabelledImages, changes: dict[str, Any], message: str) -> None:
+def test_a_missing_teacher_or_validation_raises(images: LabelledImages, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         train(fresh_model(), images, config=TrainConfig(**BASE | changes), data_config=DATA_CONFIG, num_classes=3)
 
@@ -226,65 +226,65 @@ def test_what_a_config_needs_is_asked_for(images: LabelledImages, changes: dict[
     [
         ({"labels": 0}, "nothing to learn from"),
         ({"distill": {"hidden": 1}, "patch_drop_rate": 0.5}, "set one of them to 0"),
-        ({"distill": {"logits": 0}}, "both weigh 0"),
+        ({"distill": {"logits": 0}}, "are both 0"),
     ],
 )
-def test_configs_that_contradict_themselves_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_contradictory_configs_raise(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig(**changes)
 
 
-def test_training_lowers_the_loss_and_leaves_eval_mode(images: LabelledImages) -> None:
-    model, history = trained(images, epochs=10)
+def test_training_lowers_the_loss_and_ends_in_eval_mode(images: LabelledImages) -> None:
+    model, history = train_tiny(images, epochs=10)
     assert history[-1]["loss"] < 0.75 * history[0]["loss"]
     assert not model.training
     assert [round(record["learning_rate"], 6) for record in history][-1] < 1e-3
 
 
-def test_two_accumulated_halves_are_one_batch(images: LabelledImages) -> None:
-    """Without random augmentation the mean gradient of two half batches is that of the whole."""
-    still = {"epochs": 1, "horizontal_flip": 0, "crop_scale": (1, 1), "clip_grad_norm": None, "optimizer": "sgd"}
+def test_two_accumulated_half_batches_equal_one_batch(images: LabelledImages) -> None:
+    """Without random augmentation, the mean gradient of two half batches is the gradient of the whole batch."""
+    no_noise = {"epochs": 1, "horizontal_flip": 0, "crop_scale": (1, 1), "clip_grad_norm": None, "optimizer": "sgd"}
     start = fresh_model()
-    whole, _ = trained(images, deepcopy(start), batch_size=24, warmup_epochs=0, **still)
-    halves, _ = trained(images, deepcopy(start), batch_size=12, accumulate_steps=2, warmup_epochs=0, **still)
+    whole, _ = train_tiny(images, deepcopy(start), batch_size=24, warmup_epochs=0, **no_noise)
+    halves, _ = train_tiny(images, deepcopy(start), batch_size=12, accumulate_steps=2, warmup_epochs=0, **no_noise)
     moved = max((a - b).abs().max() for a, b in zip(whole.parameters(), start.parameters(), strict=True))
     for a, b in zip(whole.parameters(), halves.parameters(), strict=True):
         assert (a - b).abs().max() < 0.05 * moved
 
 
 @pytest.mark.parametrize("size", [(20, 20), (30, 20), (20, 30)])
-def test_recovery_sees_what_is_evaluated_but_for_flips(size: tuple[int, int]) -> None:
+def test_recovery_trains_on_the_evaluated_crop_except_for_flips(size: tuple[int, int]) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (3, 3, 3), dtype=np.uint8)
     picture = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
-    learnt = training_transform(DATA_CONFIG, RecoverConfig(horizontal_flip=0))(picture)
-    torch.testing.assert_close(learnt, evaluation_transform(DATA_CONFIG)(picture), rtol=0, atol=0.1)
-    wide = training_transform(DATA_CONFIG, RecoverConfig(horizontal_flip=0, crop_ratio=(2, 2)))(picture)
-    assert (wide - learnt).abs().max() > 0.5
+    crop = training_transform(DATA_CONFIG, RecoverConfig(horizontal_flip=0))(picture)
+    torch.testing.assert_close(crop, evaluation_transform(DATA_CONFIG)(picture), rtol=0, atol=0.1)
+    wide_crop = training_transform(DATA_CONFIG, RecoverConfig(horizontal_flip=0, crop_ratio=(2, 2)))(picture)
+    assert (wide_crop - crop).abs().max() > 0.5
 
 
-def test_unreadable_images_are_not_trained_on() -> None:
+def test_unreadable_images_are_skipped() -> None:
     broken = read_split(lambda _: rows(range(24), broken=(3,)), "train")
     with pytest.raises(DataError, match="1 of 24 images cannot be read, but at most 0 may be skipped"):
-        trained(broken, epochs=1)
-    _, history = trained(broken, epochs=1, max_unreadable=0.1)
+        train_tiny(broken, epochs=1)
+    _, history = train_tiny(broken, epochs=1, max_unreadable=0.1)
     assert history[0]["loss"] > 0
 
 
-def test_patches_cannot_be_dropped_from_a_model_without_patches(images: LabelledImages) -> None:
+def test_patch_drop_rate_raises_for_a_model_without_patches(images: LabelledImages) -> None:
     model = timm.create_model("resnet18", num_classes=3)
     with pytest.raises(ValueError, match=r"patch_drop_rate is 0.5, but ResNet has no patch_drop; set it to 0"):
-        trained(images, model, patch_drop_rate=0.5)
+        train_tiny(images, model, patch_drop_rate=0.5)
 
 
 @pytest.mark.parametrize(("setting", "kind"), [("optimizer", "optimizer"), ("auto_augment", "augmentation")])
-def test_names_that_timm_does_not_know_are_one_line(images: LabelledImages, setting: str, kind: str) -> None:
-    with pytest.raises(ValueError, match=f"timm cannot make the {kind} 'foo'"):
-        trained(images, **{setting: "foo"})
+def test_names_unknown_to_timm_raise_in_one_line(images: LabelledImages, setting: str, kind: str) -> None:
+    with pytest.raises(ValueError, match=f"timm cannot build the {kind} 'foo'"):
+        train_tiny(images, **{setting: "foo"})
 
 
-def test_a_loss_that_is_not_finite_stops_the_training(images: LabelledImages) -> None:
+def test_a_loss_that_is_not_finite_raises(images: LabelledImages) -> None:
     model = fresh_model()
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="the loss is nan in epoch 1; lower learning_rate"):
-        trained(images, model)
+        train_tiny(images, model)
