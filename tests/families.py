@@ -1,4 +1,4 @@
-"""A small random model of every supported family."""
+"""Small random models of every supported family."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ SMALL = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_head
 
 @dataclass(frozen=True)
 class Family:
-    """How to make a model, and what is to be found of it."""
+    """A small timm model and the facts that `adapt` should find."""
 
-    name: str  # in timm's registry
+    name: str  # name in timm's registry
     args: dict[str, Any] = field(default_factory=dict)
-    readout: tuple[int, ...] = ()  # tokens that the head reads; none where it pools
-    normed: bool = False  # has a norm inside the MLP
-    scaled: bool = True  # adds the scaled output of its MLP to the stream
+    readout: tuple[int, ...] = ()  # tokens that the head reads; empty if it pools
+    has_norm: bool = False  # the MLP has a norm between its layers
+    is_scaled: bool = True  # the block adds its scaled MLP output to the residual stream
     num_classes: int = 5
 
     def make(self) -> nn.Module:
         torch.manual_seed(0)
-        return randomised(timm.create_model(self.name, **self.args)).eval()
+        return randomise(timm.create_model(self.name, **self.args)).eval()
 
 
-def randomised(model: nn.Module) -> nn.Module:
-    """Give every parameter random values: libraries zero some, and a step left out would not be seen."""
+def randomise(model: nn.Module) -> nn.Module:
+    """Randomise every parameter in place: libraries initialise some with zeros, which would hide a missing step."""
     for name, parameter in model.named_parameters():
         nn.init.normal_(parameter, mean=1.0 if "norm" in name and parameter.ndim == 1 else 0.0, std=0.2)
     return model
 
 
 def _vit(
-    name: str, readout: tuple[int, ...] = (0,), *, normed: bool = False, scaled: bool = True, **args: Any
+    name: str, readout: tuple[int, ...] = (0,), *, has_norm: bool = False, is_scaled: bool = True, **args: Any
 ) -> Family:
-    return Family(name, SMALL | args, readout, normed, scaled)
+    return Family(name, SMALL | args, readout, has_norm, is_scaled)
 
 
-# depths and widths that the hierarchical families call otherwise
+# arguments of the hierarchical families, with other names than in SMALL
 _SWIN = {"img_size": 32, "patch_size": 2, "window_size": 4, "depths": (1, 2), "embed_dim": 24, "num_heads": (2, 2)}
 _HIERA = {
     "img_size": (32, 32),
@@ -67,9 +67,9 @@ FAMILIES = {
     "vit-clip-quickgelu": _vit("vit_base_patch16_clip_quickgelu_224"),
     "vit-mae": _vit("vit_base_patch16_224.mae", (), global_pool="avg"),
     "vit-registers": _vit("vit_little_patch16_reg4_gap_256", ()),
-    "vit-inner-norm": _vit("vit_tiny_patch16_224", normed=True, scale_mlp_norm=True),
-    "vit-post-norm": _vit("vit_base_patch16_rpn_224", (), scaled=False),
-    "vit-parallel": _vit("vit_small_patch16_18x2_224", scaled=False),
+    "vit-inner-norm": _vit("vit_tiny_patch16_224", has_norm=True, scale_mlp_norm=True),
+    "vit-post-norm": _vit("vit_base_patch16_rpn_224", (), is_scaled=False),
+    "vit-parallel": _vit("vit_small_patch16_18x2_224", is_scaled=False),
     "vit-parallel-scaling": _vit("vit_base_patch16_xp_224"),
     "vit-parallel-scaling-average": _vit("vit_pwee_patch16_reg1_gap_256", ()),
     "deit": _vit("deit_tiny_patch16_224"),
@@ -87,31 +87,31 @@ FAMILIES = {
     "dinov3-gated": _vit("vit_small_plus_patch16_dinov3", ()),
     "eva": _vit("eva_giant_patch14_224", ()),
     "eva02-tiny": _vit("eva02_tiny_patch14_224", ()),
-    "eva02-base": _vit("eva02_base_patch14_224", (), normed=True),
+    "eva02-base": _vit("eva02_base_patch14_224", (), has_norm=True),
     "eva-mixed-rotary": _vit("vit_small_patch16_rope_mixed_224", (0,)),
     "eva-attention-pooling": _vit("vit_pe_core_tiny_patch16_384", (), attn_pool_num_heads=2),
     "swin": Family("swin_tiny_patch4_window7_224", _SWIN | {"num_classes": 5}),
-    "swin-v2": Family("swinv2_tiny_window8_256", _SWIN | {"num_classes": 5}, scaled=False),
+    "swin-v2": Family("swinv2_tiny_window8_256", _SWIN | {"num_classes": 5}, is_scaled=False),
     "hiera": Family("hiera_tiny_224", _HIERA),
 }
 
 
 @dataclass(frozen=True)
 class HfFamily:
-    """The same for a model of Transformers."""
+    """A small Transformers model and the facts that `adapt` should find."""
 
-    name: str  # of the class
+    name: str  # name of the class
     config: dict[str, Any]
     readout: tuple[int, ...] = ()
     num_classes: int = 5
-    normed: bool = False
-    scaled: bool = True
+    has_norm: bool = False
+    is_scaled: bool = True
 
     def make(self) -> nn.Module:
         transformers = pytest.importorskip("transformers")
         torch.manual_seed(0)
         kind = getattr(transformers, self.name)
-        return TransformersModel(randomised(kind(kind.config_class(**self.config))), data_config=DATA_CONFIG).eval()
+        return TransformersModel(randomise(kind(kind.config_class(**self.config))), data_config=DATA_CONFIG).eval()
 
 
 DATA_CONFIG = {
@@ -147,7 +147,7 @@ FAMILIES |= HF_FAMILIES
 
 
 class OpenClipTower(nn.Module):
-    """OpenCLIP's vision tower by its documented names; torch's own parts do what its parts do."""
+    """A vision tower with the parameter names of OpenCLIP, built from torch's own layers."""
 
     def __init__(self) -> None:
         super().__init__()

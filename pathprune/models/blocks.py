@@ -198,12 +198,7 @@ def find_all(named_blocks: Iterable[tuple[str, Any]]) -> tuple[Block, ...]:
 
     Raises `UnsupportedModelError` that names the first block of unknown structure.
     """
-    found: list[Block] = []
-    for name, module in named_blocks:
-        found += find_blocks(module, name)
-    if not found:
-        raise UnsupportedModelError("it has no blocks")
-    return tuple(found)
+    return tuple(block for name, module in named_blocks for block in find_blocks(module, name))
 
 
 def find_blocks(module: Any, name: str) -> tuple[Block, ...]:

@@ -1,9 +1,11 @@
-"""An MLP cut out of its model and traced by torch-pruning: which of its layers a neuron reaches into.
+"""Removal of neurons from an MLP through torch-pruning's dependency graph.
 
-A neuron lives between the MLP's first layers and its down-projection. So a copy of the MLP is traced on its own, in a
-plain form: gate and value in layers of their own, whatever the model packs them with. What is left of the copy after
-pruning is put back into the model.
+A neuron lives between the first layers of an MLP and its down-projection. A copy of the MLP is therefore traced without
+the rest of the model, in a plain form with separate layers for gate and value. After pruning, the copy's parameters are
+written back into the model, packed as before.
 """
+
+# D hidden dimension of the model, W neurons of the site
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ class PlainMlp(nn.Module):
 
     def __init__(self, site: NeuronSite) -> None:
         super().__init__()
-        self.ups = nn.ModuleList(_cut_out(up, site.width) for up in site.ups)  # the gate's first, if gated
+        self.ups = nn.ModuleList(_copy_layer(up, site.width) for up in site.ups)  # the gate first, as in the site
         self.act = copy.deepcopy(site.act)
         self.norm = copy.deepcopy(site.norm)
         self.down = copy.deepcopy(site.down)
@@ -37,103 +39,106 @@ class PlainMlp(nn.Module):
         return y
 
     def keep_first(self, width: int) -> None:
-        """Drop all neurons from `width` on, in place."""
+        """Remove all neurons but the first `width`, in place."""
         for module in (*self.ups, self.norm):
             if module is not None:
-                _set(module, weight=module.weight[:width])
-                _set(module, bias=None if module.bias is None else module.bias[:width])
-        _set(self.down, weight=self.down.weight[:, :width])
+                _set_parameters(module, weight=module.weight[:width])
+                _set_parameters(module, bias=None if module.bias is None else module.bias[:width])
+        _set_parameters(self.down, weight=self.down.weight[:, :width])
 
     def put_back(self, site: NeuronSite) -> None:
-        """Give the layers of `site`, in place, the neurons of this copy; gradient flags stay."""
-        width, dense = self.down.weight.shape[1], site.width
+        """Write the copy's parameters into the layers of `site`, in place; `requires_grad` flags are kept."""
+        width, dense_width = self.down.weight.shape[1], site.width
         by_layer: dict[nn.Linear, list[tuple[UpProjection, Any]]] = {}
         for up, plain in zip(site.ups, self.ups, strict=True):
             by_layer.setdefault(up.layer, []).append((up, plain))
         for layer, cuts in by_layer.items():
             cuts.sort(key=lambda cut: cut[0].start)
-            _set(layer, weight=_replaced(layer.weight, dense, [(up.start, plain.weight) for up, plain in cuts]))
+            weights = [(up.start, plain.weight) for up, plain in cuts]
+            _set_parameters(layer, weight=_replace_rows(layer.weight, dense_width, weights))
             if layer.bias is not None:
-                _set(layer, bias=_replaced(layer.bias, dense, [(up.start, plain.bias) for up, plain in cuts]))
+                biases = [(up.start, plain.bias) for up, plain in cuts]
+                _set_parameters(layer, bias=_replace_rows(layer.bias, dense_width, biases))
             layer.out_features = len(layer.weight)
             for up, plain in cuts:
                 if up.fused is not None:
                     _resize_fused(up.fused, width, None if layer.bias is not None else plain.bias)
         if site.norm is not None:
             assert isinstance(self.norm, nn.LayerNorm)
-            _set(site.norm, weight=self.norm.weight, bias=self.norm.bias)
-            site.norm.normalized_shape = (width,)  # type: ignore[assignment]  # a LayerNorm, as `find_mlp` saw to
-        _set(site.down, weight=self.down.weight)
+            _set_parameters(site.norm, weight=self.norm.weight, bias=self.norm.bias)
+            site.norm.normalized_shape = (width,)  # type: ignore[assignment]  # a LayerNorm: find_mlp checks it
+        _set_parameters(site.down, weight=self.down.weight)
         site.down.in_features = width
 
 
 @dataclass(frozen=True)
 class TracedMlp:
-    """A copy of a site's MLP, which may be changed freely, with its dependency graph."""
+    """A copy of a site's MLP, free to be changed, with its dependency graph."""
 
     mlp: PlainMlp
     graph: tp.DependencyGraph
 
     def group(self, columns: Sequence[int]) -> Any:
-        """torch-pruning's group rooted at these input columns of the down-projection."""
+        """Return torch-pruning's group with these input columns of the down-projection as its root."""
         return self.graph.get_pruning_group(self.mlp.down, tp.prune_linear_in_channels, list(columns))
 
 
-def trace(site: NeuronSite) -> TracedMlp:
-    """Trace a copy of the site's MLP; the model is not touched."""
+def trace_mlp(site: NeuronSite) -> TracedMlp:
+    """Trace a copy of the site's MLP; the model is not changed."""
     mlp = PlainMlp(site)
-    mlp.requires_grad_(True)  # the trace follows gradients: a frozen layer would be invisible to it
-    row = site.down.weight.new_zeros(1, site.ups[0].layer.in_features)
+    mlp.requires_grad_(True)  # torch-pruning traces by gradients and does not see frozen layers
+    example = site.down.weight.new_zeros(1, site.ups[0].layer.in_features)
     with torch.enable_grad():
-        # a tuple, since torch-pruning unpacks a bare tensor into one argument per row first
-        graph = tp.DependencyGraph().build_dependency(mlp, (row,), verbose=False)
+        # torch-pruning unpacks a bare tensor into one argument per row: pass a tuple
+        graph = tp.DependencyGraph().build_dependency(mlp, (example,), verbose=False)
     return TracedMlp(mlp, graph)
 
 
-def remove(site: NeuronSite, columns: Sequence[int]) -> None:
-    """Remove these neurons from the model that the site is in, in place."""
-    traced = trace(site)
+def remove_neurons(site: NeuronSite, columns: Sequence[int]) -> None:
+    """Remove these neurons from the model of the site, in place."""
+    traced = trace_mlp(site)
     traced.group(columns).prune()
     traced.mlp.put_back(site)
 
 
-def narrow(site: NeuronSite, width: int) -> None:
-    """Leave `width` neurons in the model that the site is in, in place, for weights still to be filled in."""
+def narrow_mlp(site: NeuronSite, width: int) -> None:
+    """Narrow the MLP of the site to `width` neurons, in place; their weights are still to be loaded."""
     mlp = PlainMlp(site)
     mlp.keep_first(width)
     mlp.put_back(site)
 
 
-def _cut_out(up: UpProjection, width: int) -> nn.Linear:
+def _copy_layer(up: UpProjection, width: int) -> nn.Linear:
     """Return the up-projection as a layer of its own, with a copy of its weights."""
     layer = up.layer
-    cut = slice(up.start, up.start + width)
-    bias = layer.bias[cut] if layer.bias is not None else getattr(up.fused, "mlp_bias", None)
-    # on meta first, so that no random numbers are drawn
-    own = nn.Linear(layer.in_features, width, bias=bias is not None, device="meta", dtype=layer.weight.dtype)
-    own.weight = nn.Parameter(layer.weight[cut].detach().clone())
+    rows = slice(up.start, up.start + width)
+    bias = layer.bias[rows] if layer.bias is not None else getattr(up.fused, "mlp_bias", None)
+    # on meta, so that no random numbers are drawn for the initialisation
+    plain = nn.Linear(layer.in_features, width, bias=bias is not None, device="meta", dtype=layer.weight.dtype)
+    plain.weight = nn.Parameter(layer.weight[rows].detach().clone())
     if bias is not None:
-        own.bias = nn.Parameter(bias.detach().clone())
-    return own
+        plain.bias = nn.Parameter(bias.detach().clone())
+    return plain
 
 
-def _replaced(tensor: Tensor, size: int, cuts: Sequence[tuple[int, Tensor]]) -> Tensor:
-    """`tensor` with the `size` rows from each start replaced; starts in ascending order."""
-    pieces, done = [], 0
-    for start, rows in cuts:
-        pieces += [tensor[done:start], rows]
-        done = start + size
-    return torch.cat([*pieces, tensor[done:]])
+def _replace_rows(tensor: Tensor, size: int, replacements: Sequence[tuple[int, Tensor]]) -> Tensor:
+    """Replace the `size` rows from each start by new rows; starts are in ascending order."""
+    pieces, end = [], 0
+    for start, rows in replacements:
+        pieces += [tensor[end:start], rows]
+        end = start + size
+    return torch.cat([*pieces, tensor[end:]])
 
 
 def _resize_fused(block: Any, width: int, bias: Tensor | None) -> None:
+    """Set the width and the MLP's bias that a fused block stores itself, in place."""
     block.in_split = [width, *block.in_split[1:]]
     if bias is not None:
-        _set(block, mlp_bias=bias)
+        _set_parameters(block, mlp_bias=bias)
 
 
-def _set(module: nn.Module, **tensors: Tensor | None) -> None:
-    """Replace parameters, in place, by ones with memory of their own; gradient flags stay."""
+def _set_parameters(module: nn.Module, **tensors: Tensor | None) -> None:
+    """Replace parameters by copies of `tensors`, in place; None leaves a parameter alone, `requires_grad` is kept."""
     for name, tensor in tensors.items():
         if tensor is not None:
             flag = getattr(module, name).requires_grad

@@ -1,10 +1,10 @@
-"""Pruned checkpoints on the Hugging Face hub: fetched by name, and pushed in a way that checks what arrived."""
+"""Pruned checkpoints on the Hugging Face hub: download by name, and upload with a check of the uploaded files."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +14,19 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from pathprune.models.pruned_config import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, is_pruned_folder, read_pruned_config
-from pathprune.models.weights import CheckpointError
+from pathprune.models.weights import CheckpointError, one_line
 
 _PREFIX = "hf-hub:"
 _NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 class HubError(CheckpointError):
-    """The hub refused, could not be reached, or does not hold what was sent to it."""
+    """A request that the hub refused or did not answer, or an upload that it does not hold."""
 
 
 @dataclass(frozen=True)
-class Pushed:
-    """What a push did, or would do: `commit` and `url` are None after a dry run."""
+class Upload:
+    """The result of an upload; `commit` and `url` are None after a dry run."""
 
     repository: str
     sizes: dict[str, int]  # file -> bytes
@@ -34,32 +34,35 @@ class Pushed:
     url: str | None = None
 
 
-def local_folder(name: str | Path) -> Path:
-    """The folder that `name` is, or that a repository of this name on the hub was fetched to."""
+def fetch_folder(name: str | Path) -> Path:
+    """Return the folder at the path `name`, or download the repository of this name on the hub.
+
+    An existing path comes before a repository; the prefix `hf-hub:` always means a repository.
+    """
     path = Path(name).expanduser()
     text = str(name)
     if not text.startswith(_PREFIX) and (path.exists() or not _NAME.fullmatch(text)):
         return path
     repository, _, revision = text.removeprefix(_PREFIX).partition("@")
-    with _one_line(f"no folder {text}, and no checkpoint could be fetched from the hub under this name"):
+    with _one_line_errors(f"no folder {text}, and no checkpoint of this name could be downloaded from the hub"):
         return Path(
             snapshot_download(repository, revision=revision or None, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE])
         )
 
 
-def hub_config(name: str) -> Path | None:
-    """The folder that the `config.json` of `hf-hub:owner/name` was fetched to; None where it cannot be had."""
+def fetch_config(name: str) -> Path | None:
+    """Download the `config.json` of `hf-hub:owner/name` and return its folder; None if that fails."""
     repository, _, revision = name.removeprefix(_PREFIX).partition("@")
     try:
         return Path(hf_hub_download(repository, CONFIG_FILE, revision=revision or None)).parent
-    except Exception:  # whatever keeps it from being read will be said by who reads the model
+    except Exception:  # loading the model, which comes next, reports the reason
         return None
 
 
-def pruned_on_hub(name: str) -> Path | None:
-    """The folder that the pruned checkpoint `hf-hub:owner/name` was fetched to; None where no such one is there."""
-    folder = hub_config(name)
-    return local_folder(name) if folder is not None and is_pruned_folder(folder) else None
+def fetch_if_pruned(name: str) -> Path | None:
+    """Download the pruned checkpoint `hf-hub:owner/name` and return its folder; None if it is no pruned checkpoint."""
+    folder = fetch_config(name)
+    return fetch_folder(name) if folder is not None and is_pruned_folder(folder) else None
 
 
 def push_to_hub(
@@ -71,12 +74,13 @@ def push_to_hub(
     create_pr: bool = False,
     token: str | None = None,
     dry_run: bool = False,
-) -> Pushed:
-    """Upload a pruned checkpoint, card included, as one commit to the model repository `owner/name`.
+) -> Upload:
+    """Upload a pruned checkpoint with its card as one commit to the model repository `owner/name`.
 
-    The repository is made where there is none; `private` says how. `token` is by default the one of `hf auth login`.
-    Raises `HubError` unless the hub afterwards holds every file with the content that it has here. A dry run checks the
-    checkpoint and contacts nobody.
+    The repository is created if needed, private or public as `private` says. `token` defaults to that of
+    `hf auth login`. A dry run checks the checkpoint without contacting the hub.
+
+    Raises `HubError` unless the hub then holds every file with identical content.
     """
     folder = Path(folder)
     read_pruned_config(folder)
@@ -85,9 +89,9 @@ def push_to_hub(
         raise CheckpointError(f"{folder} holds no {WEIGHTS_FILE}; save the model again")
     sizes = {name: (folder / name).stat().st_size for name in files}
     if dry_run:
-        return Pushed(repository, sizes)
+        return Upload(repository, sizes)
     api = HfApi(token=token, library_name="pathprune")
-    with _one_line(f"{folder} could not be pushed to {repository}"):
+    with _one_line_errors(f"{folder} could not be pushed to {repository}"):
         name = api.create_repo(repository, private=private, exist_ok=True).repo_id
         commit = api.upload_folder(
             repo_id=name,
@@ -97,19 +101,21 @@ def push_to_hub(
             revision=revision,
             create_pr=create_pr,
         )
-        there = {
-            info.path: info
-            for info in api.get_paths_info(name, files, revision=commit.oid)
-            if isinstance(info, RepoFile)
-        }
-    wrong = [file for file in files if file not in there or not _same(folder / file, there[file])]
+        _check_upload(api, name, commit.oid, folder, files)
+    return Upload(name, sizes, commit.oid, commit.pr_url or commit.commit_url)
+
+
+def _check_upload(api: HfApi, name: str, commit: str, folder: Path, files: Sequence[str]) -> None:
+    remote = {
+        info.path: info for info in api.get_paths_info(name, list(files), revision=commit) if isinstance(info, RepoFile)
+    }
+    wrong = [file for file in files if file not in remote or not _is_same(folder / file, remote[file])]
     if wrong:
         raise HubError(f"{', '.join(wrong)} did not arrive at {name} as they are in {folder}; push again")
-    return Pushed(name, sizes, commit.oid, commit.pr_url or commit.commit_url)
 
 
-def _same(file: Path, remote: RepoFile) -> bool:
-    """Compare by the hash that the hub keeps: SHA-256 of large files, git's own of others."""
+def _is_same(file: Path, remote: RepoFile) -> bool:
+    """Compare the hash that the hub keeps: SHA-256 for large files, git's blob hash for others."""
     content = file.read_bytes()
     if remote.lfs is not None:
         return remote.lfs.sha256 == hashlib.sha256(content).hexdigest()
@@ -118,12 +124,13 @@ def _same(file: Path, remote: RepoFile) -> bool:
 
 
 @contextmanager
-def _one_line(what: str) -> Iterator[None]:
-    """Turn what the hub's client raises into one line."""
+def _one_line_errors(message: str) -> Iterator[None]:
+    """Turn errors of the hub's client into a `HubError` of one line, which starts with `message`."""
     try:
         yield
+    except HubError:
+        raise
     except LocalTokenNotFoundError as error:
-        raise HubError(f"{what}: no token; run `hf auth login`, or set HF_TOKEN") from error
-    except Exception as error:  # the client raises its HTTP library's errors as they are, and has changed that library
-        line = " ".join(str(error).split()) or type(error).__name__
-        raise HubError(f"{what}: {line}") from error
+        raise HubError(f"{message}: no token; run `hf auth login`, or set HF_TOKEN") from error
+    except Exception as error:  # errors of the client's HTTP library, which differs between versions
+        raise HubError(f"{message}: {one_line(error)}") from error

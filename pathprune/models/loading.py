@@ -1,49 +1,55 @@
-"""Load a classifier from wherever it is: timm's registry, a hub, a folder, a weights file, or the package itself."""
+"""Loading of classifiers from timm's registry, a hub, a folder, a weights file or the package itself."""
 
 from __future__ import annotations
 
-import importlib
 import json
-import logging
-import math
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import timm
 from timm.models import is_model
-from torch import Tensor, nn
+from torch import nn
 
 from pathprune.models.adapt import adapt
-from pathprune.models.architecture import Architecture, class_names_of, data_config_of, unknown_model
+from pathprune.models.architecture import Architecture, explain_unknown_name, read_class_names, read_data_config
 from pathprune.models.checkpoint import load_pruned
-from pathprune.models.hub import hub_config, pruned_on_hub
+from pathprune.models.config import ModelConfig
+from pathprune.models.hub import fetch_config, fetch_if_pruned
 from pathprune.models.pruned_config import CONFIG_FILE, is_pruned_folder
+from pathprune.models.timm_load import load_timm
 from pathprune.models.transformers_load import load_transformers
-from pathprune.models.weights import CheckpointError, fill_weights, find_weights, read_weights
-
-log = logging.getLogger(__name__)
+from pathprune.models.weights import CheckpointError, find_weights, read_weights
 
 DEMO = "demo"
 DEMO_FOLDER = Path(str(resources.files("pathprune"))) / "demo" / "model"
 
-_TRANSFORMERS_NAMES = (".layernorm_before.weight", ".attention.q_proj.weight", ".self_attn.q_proj.weight")
-_TIMM_IN_TRANSFORMERS = "timm_wrapper"  # Transformers' model type for timm models, whose config is timm's too
+_TIMM_IN_TRANSFORMERS = "timm_wrapper"  # Transformers' model type for timm models; timm reads their config too
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A classifier, and what is needed to feed it, to read its answers and to build it again."""
+    """A classifier with its preprocessing, its class names and the architecture to build it again."""
 
     model: nn.Module
-    data_config: dict[str, Any]  # as timm.data.create_transform takes it
+    data_config: dict[str, Any]  # arguments of timm.data.create_transform
     class_names: tuple[str, ...] | None
     architecture: Architecture
     source: str
+
+
+def load_configured_model(config: ModelConfig) -> LoadedModel:
+    """Load the model of a recipe; its `data_config` overrides the settings that come with the weights."""
+    loaded = load_model(
+        config.name,
+        checkpoint=config.checkpoint,
+        pretrained=config.pretrained,
+        num_classes=config.num_classes,
+        image_size=config.image_size,
+        model_args=config.args,
+    )
+    return replace(loaded, data_config={**loaded.data_config, **config.data_config})
 
 
 def load_model(
@@ -55,20 +61,21 @@ def load_model(
     image_size: int | tuple[int, int] | None = None,
     model_args: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
-    """Load a model: on the CPU, in eval mode, float32.
+    """Load a model on the CPU, in eval mode and float32.
 
-    - `name`: a timm name, `hf-hub:owner/model`, a folder (plain or `local-dir:`) that timm, Transformers (its Trainer
-      too) or `save_pruned` wrote, or `demo`.
-    - `checkpoint`: a `.safetensors`, `.pth`, `.pt` or original `.npz` file, or a folder of weights alone such as
-      Accelerate's, instead of the weights that belong to the name.
+    - `name`: a timm name, `hf-hub:owner/model`, `demo`, or a folder (a plain path or `local-dir:PATH`) that timm,
+      Transformers, its Trainer or `save_pruned` wrote.
+    - `checkpoint`: weights to load instead of those of the name: a `.safetensors`, `.pth`, `.pt` or original `.npz`
+      file, or a folder with weights only, such as Accelerate's.
     - `pretrained`: False without a checkpoint gives random weights.
-    - `num_classes`, `image_size`: by default those of the weights. 0 leaves the head out. A head of another size is
-      refused, except that hub weights get a new, untrained one (a warning says so); position embeddings are resized.
+    - `num_classes`, `image_size`: by default those of the weights; position embeddings are resized. `num_classes=0`
+      leaves the head out. A head of another size is an error, except that weights from a hub get a new, untrained head
+      with a warning.
     - `model_args`: further arguments of `timm.create_model`, or keys of a Transformers config.
 
-    Raises `CheckpointError` (a `ValueError`) with one line that says what is wrong and what to do.
+    Raises `CheckpointError`, a `ValueError` with a message of one line.
     """
-    folder = _folder(name)
+    folder = _find_folder(name)
     weights = None if checkpoint is None else find_weights(Path(checkpoint).expanduser())
     args = dict(model_args or {})
     if num_classes is not None:
@@ -78,13 +85,13 @@ def load_model(
     if folder is not None and is_pruned_folder(folder):
         if checkpoint is not None:
             raise CheckpointError(
-                f"{folder} is a pruned checkpoint with its own weights; leave out checkpoint={checkpoint}"
+                f"{folder} is a pruned checkpoint with its own weights; remove checkpoint={checkpoint}"
             )
-        return _described(_pruned(folder, args).float(), str(folder))
-    config_folder = folder or (hub_config(name) if name.startswith("hf-hub:") else None)
+        return _describe(_load_pruned_folder(folder, args), str(folder))
+    config_folder = folder or (fetch_config(name) if name.startswith("hf-hub:") else None)
     if config_folder is not None and _is_transformers(config_folder):
         source = folder or name.removeprefix("hf-hub:")
-        made = load_transformers(
+        model = load_transformers(
             source,
             state=None if weights is None else read_weights(weights),
             pretrained=pretrained,
@@ -92,33 +99,28 @@ def load_model(
             image_size=args.get("img_size"),
             model_args=model_args,
         )
-        return _described(made, str(weights or source))
-    if folder is not None:
-        weights = weights or (find_weights(folder) if pretrained else None)
-        return _described(_filled(f"local-dir:{folder}", args, weights), str(weights or folder))
-    if not name.startswith("hf-hub:") and not is_model(name.partition(".")[0]):
-        raise CheckpointError(unknown_model(name))
-    if checkpoint is not None or not pretrained:
-        return _described(_filled(name, args, weights), str(weights or name))
-    model = _create(name, args, pretrained=True)
-    stored = model.pretrained_cfg.get("num_classes")
-    if num_classes and stored != num_classes:
-        log.warning("%s has weights for %s classes: its head for %d is new and untrained", name, stored, num_classes)
-    return _described(model, name)
+        return _describe(model, str(weights or source))
+    if folder is not None and pretrained:
+        weights = weights or find_weights(folder)
+    timm_name = name if folder is None else f"local-dir:{folder}"
+    return _describe(load_timm(timm_name, args, weights=weights, pretrained=pretrained), str(weights or folder or name))
 
 
-def _described(model: nn.Module, source: str) -> LoadedModel:
+def _describe(model: nn.Module, source: str) -> LoadedModel:
     return LoadedModel(
         model=model.eval(),
-        data_config=data_config_of(model),
-        class_names=class_names_of(model),
+        data_config=read_data_config(model),
+        class_names=read_class_names(model),
         architecture=Architecture.of(model),
         source=source,
     )
 
 
-def _folder(name: str) -> Path | None:
-    """The folder that `name` means, if it means one; raises where it does not exist."""
+def _find_folder(name: str) -> Path | None:
+    """Return the folder that `name` means, or None for the name of a model.
+
+    Raises `CheckpointError` if `name` is a path at which there is no folder.
+    """
     if name == DEMO:
         if not DEMO_FOLDER.is_dir():
             raise CheckpointError(
@@ -126,29 +128,29 @@ def _folder(name: str) -> Path | None:
             )
         return DEMO_FOLDER
     if name.startswith("hf-hub:"):
-        return pruned_on_hub(name)
+        return fetch_if_pruned(name)
     path = Path(name.removeprefix("local-dir:")).expanduser()
     is_path = name.startswith(("local-dir:", ".", "~")) or "/" in name or "\\" in name
     if is_path or (path.is_dir() and not is_model(name)):
         if path.is_file():
-            raise CheckpointError(f"{path} is a file; give the model's timm name, and the file as checkpoint")
+            raise CheckpointError(f"{path} is a file; pass the model's timm name, and the file as checkpoint")
         if not path.is_dir():
             on_hub = name.count("/") == 1 and not name.startswith(("local-dir:", ".", "~", "/"))
-            hint = f"for a model on the hub write hf-hub:{name}" if on_hub else "give an existing one"
+            hint = f"for a model on the hub write hf-hub:{name}" if on_hub else "pass an existing folder"
             raise CheckpointError(f"folder {path} does not exist; {hint}")
         return path
     return None
 
 
 def _is_transformers(folder: Path) -> bool:
-    """Whether a folder is of Transformers rather than of timm; raises where it is of neither."""
+    """Return True if Transformers wrote the folder, False if timm did; raise `CheckpointError` if neither did."""
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except OSError as error:
-        find_weights(folder)  # says what is there instead
+        find_weights(folder)  # raises an error that names the folder's content
         raise CheckpointError(
-            f"{folder} has no readable {CONFIG_FILE}, which would say what its weights are of; give the model's timm "
-            "name, and the folder as checkpoint"
+            f"{folder} has no readable {CONFIG_FILE}, so the architecture of its weights is unknown; pass the model's "
+            "timm name, and the folder as checkpoint"
         ) from error
     except ValueError as error:
         raise CheckpointError(f"{folder / CONFIG_FILE} is not valid JSON: {error}") from error
@@ -158,128 +160,24 @@ def _is_transformers(folder: Path) -> bool:
     architecture = config.get("architecture")
     if not isinstance(architecture, str):
         raise CheckpointError(
-            f"{folder / CONFIG_FILE} names neither a timm architecture nor a Transformers model; give a folder that "
+            f"{folder / CONFIG_FILE} names neither a timm architecture nor a Transformers model; pass a folder that "
             "timm, Transformers or pathprune saved"
         )
     if not is_model(architecture):
-        raise CheckpointError(f"{folder / CONFIG_FILE}: {unknown_model(architecture)}")
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {explain_unknown_name(architecture)}")
     return False
 
 
-def _pruned(folder: Path, args: Mapping[str, Any]) -> nn.Module:
-    """Load a pruned folder; `args` may confirm what it is, not change it."""
-    model = load_pruned(folder)
+def _load_pruned_folder(folder: Path, args: Mapping[str, Any]) -> nn.Module:
+    """Load a pruned checkpoint in float32; raise `CheckpointError` if `args` disagree with the saved model."""
+    model = load_pruned(folder).float()
     adapted = adapt(model, check=False)
-    has = {**Architecture.of(model).args, "num_classes": adapted.num_classes}
+    saved = {**Architecture.of(model).args, "num_classes": adapted.num_classes}
     if adapted.input_size is not None:
-        has["img_size"] = adapted.input_size[1:]
+        saved["img_size"] = adapted.input_size[1:]
     for key, value in args.items():
-        if has.get(key) != value:
-            raise CheckpointError(f"{folder} is a pruned model with {key}={has.get(key)}, which cannot become {value}")
+        if saved.get(key) != value:
+            raise CheckpointError(
+                f"{folder} is a pruned model with {key}={saved.get(key)}, which cannot become {value}"
+            )
     return model
-
-
-def _filled(name: str, args: Mapping[str, Any], weights: Path | None) -> Any:
-    """Make a model and put the weights of a file into it; sizes that are not given come from the weights."""
-    if weights is None:
-        return _create(name, args)
-    if weights.suffix == ".npz":
-        return _filled_from_jax(name, args, weights)
-    state = read_weights(weights)
-    if "class_embedding" in state and "conv1.weight" in state:  # OpenCLIP's tower alone: timm knows it by this prefix
-        state = {f"visual.{name}": tensor for name, tensor in state.items()}
-    model = _create(name, args)
-    inferred = {key: value for key, value in _sizes(model, state).items() if key not in args}
-    if inferred:
-        model = _create(name, {**args, **inferred})
-    if args.get("num_classes") == 0:
-        heads = tuple(f"{head}." for head in _classifiers(model))
-        state = {name: tensor for name, tensor in state.items() if not name.startswith(heads)}
-    has, asked = _head_size(model, state), args.get("num_classes")
-    if asked is not None and has is not None and has != asked:
-        raise CheckpointError(_other_head(weights, has=has, asked=asked))
-    # timm's own translation of checkpoints in other layouts; resizes position embeddings too
-    translate = getattr(importlib.import_module(type(model).__module__), "checkpoint_filter_fn", None)
-    if translate is not None:
-        state = translate(state, model)
-    advice = "check the model's name, num_classes and image_size"
-    if any(name.endswith(_TRANSFORMERS_NAMES) for name in state):
-        advice = "these are names of Transformers: give the folder that save_pretrained wrote as the model's name"
-    fill_weights(model, state, source=str(weights), advice=advice)
-    return model
-
-
-def _filled_from_jax(name: str, args: Mapping[str, Any], weights: Path) -> Any:
-    """Make a model and let timm read an original `.npz` into it, which resizes position embeddings."""
-    try:
-        with np.load(weights, allow_pickle=False) as file:
-            shapes = {key: file[key].shape for key in file.files if key.endswith("head/bias")}
-            blocks = {key for key in file.files if "/encoderblock_" in key}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {weights} as an .npz file: {_first_line(error)}") from error
-    has, asked = next((shape[-1] for shape in shapes.values()), None), args.get("num_classes")
-    if asked and has and asked != has:
-        raise CheckpointError(_other_head(weights, has=has, asked=asked))
-    model = _create(name, args if has is None or asked is not None else {**args, "num_classes": has})
-    depth = len({re.search(r"encoderblock_(\d+)", key)[1] for key in blocks})  # type: ignore[index]
-    if depth and depth != len(model.blocks):
-        raise CheckpointError(f"{weights} has {depth} blocks, the model {len(model.blocks)}; check the model's name")
-    try:
-        model.load_pretrained(weights)
-    except (KeyError, ValueError, RuntimeError, AttributeError, AssertionError) as error:
-        raise CheckpointError(
-            f"timm cannot read {weights} into {name}: {_first_line(error)}; check the model's name"
-        ) from error
-    if has is None and model.num_classes:
-        log.warning("%s has no head: that of the model, for %d classes, is untrained", weights, model.num_classes)
-    return model
-
-
-def _other_head(weights: Path, *, has: int, asked: int) -> str:
-    return (
-        f"{weights} has a head of {has} classes, num_classes asks for {asked}; leave out num_classes, or train a new "
-        "head first"
-    )
-
-
-def _create(name: str, args: Mapping[str, Any], *, pretrained: bool = False) -> Any:
-    try:
-        return timm.create_model(name, pretrained=pretrained, **args)
-    except OSError as error:
-        raise CheckpointError(
-            f"no weights for '{name}': the hub cannot be reached or does not have them ({_first_line(error)}); with "
-            "the weights in a file, pass it as checkpoint"
-        ) from error
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        given = f" with {dict(args)}" if args else ""
-        raise CheckpointError(f"timm cannot make '{name}'{given}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _sizes(model: Any, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Head and image size of the weights, where they differ from the model's."""
-    sizes: dict[str, Any] = {}
-    head = _head_size(model, state)
-    if head is not None and head != model.num_classes:
-        sizes["num_classes"] = head
-    stored, own = state.get("pos_embed"), getattr(model, "pos_embed", None)
-    if stored is not None and own is not None and stored.shape[1] != own.shape[1]:
-        num_patches = stored.shape[1] - (own.shape[1] - model.patch_embed.num_patches)
-        rows = math.isqrt(max(num_patches, 0))
-        if rows * rows == num_patches:
-            sizes["img_size"] = tuple(rows * size for size in model.patch_embed.patch_size)
-    return sizes
-
-
-def _head_size(model: Any, state: Mapping[str, Tensor]) -> int | None:
-    weight = state.get(f"{_classifiers(model)[0]}.weight")
-    return None if weight is None else len(weight)
-
-
-def _classifiers(model: Any) -> tuple[str, ...]:
-    """Names of the model's heads; a distilled model has two."""
-    names = model.pretrained_cfg.get("classifier") or "head"
-    return (names,) if isinstance(names, str) else tuple(names)

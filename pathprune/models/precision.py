@@ -1,4 +1,4 @@
-"""Run a float32 model's blocks in a lower precision."""
+"""Forward and backward passes of a float32 model in a lower precision."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from torch.overrides import TorchFunctionMode
 from pathprune.models.adapt import model_device
 
 Passes = Callable[[], AbstractContextManager[object]]
-"""Makes the context that passes through blocks run in."""
+"""Opens a context in which passes through blocks run."""
 
 
 @contextmanager
 def mixed_precision(model: nn.Module, dtype: torch.dtype | None) -> Iterator[Passes]:
-    """Prepare `model` for passes in `dtype` by autocast, or as it is for None; restored on leaving.
+    """Prepare `model` for passes in `dtype` by autocast, in place; restore the model at the end.
 
-    The weights of its linear layers are converted once: autocast, which keeps only copies of weights that ask for
-    gradients, would do it in every pass.
+    None leaves the model and its passes in float32. The weights of linear layers are converted once: autocast would
+    convert them in every pass, since it caches only weights that require gradients.
     """
     if dtype is None:
         yield nullcontext
@@ -31,7 +31,7 @@ def mixed_precision(model: nn.Module, dtype: torch.dtype | None) -> Iterator[Pas
     device = model_device(model).type
 
     @contextmanager
-    def passes() -> Iterator[None]:
+    def open_passes() -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(torch.autocast(device, dtype))
             if device == "cpu":
@@ -44,25 +44,25 @@ def mixed_precision(model: nn.Module, dtype: torch.dtype | None) -> Iterator[Pas
     try:
         for weight, data in exact:
             weight.data = data.to(dtype)
-        yield passes
+        yield open_passes
     finally:
         for weight, data in exact:
             weight.data = data
 
 
 class _ExactAttention(TorchFunctionMode):
-    """Attention in float32, unfused: on CPUs, fused attention in a lower precision is several times slower backward."""
+    """Attention in float32 without fusion: the backward of fused attention in lower precision is slow on CPUs."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is not scaled_dot_product_attention:
             return func(*args, **kwargs)
         with torch.autocast("cpu", enabled=False):
-            return func(*map(_exact, args), **kwargs)
+            return func(*map(_to_float32, args), **kwargs)
 
 
-def _exact(x: Any) -> Any:
-    """A tensor of numbers in float32; in one copy with the contiguous layout that products want."""
+def _to_float32(x: Any) -> Any:
+    """Convert a floating-point tensor, in one copy with the contiguous layout that matrix products need."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         return x
     return x.to(torch.float32, memory_format=torch.contiguous_format)

@@ -1,7 +1,7 @@
-"""`config.json` of a pruned checkpoint: what it says of the model beside the weights, read without trusting it.
+"""`config.json` of a pruned checkpoint: the model without its weights, validated on reading.
 
-What is ours is under `pathprune`. The keys beside it are for other libraries, in their own words, where they can load
-the model too (`pathprune.models.native`).
+Our entries are under `pathprune`. The keys next to it are for other libraries, in their own terms, if they can load the
+model too (see `pathprune.models.native`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathprune.models.architecture import Architecture
 from pathprune.models.weights import CheckpointError
 
 FORMAT = "pathprune-pruned"
-VERSION = 2  # 1 had its entries at the top level
+VERSION = 2  # version 1 had its entries at the top level
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
@@ -25,22 +25,22 @@ CARD_FILE = "README.md"
 
 @dataclass(frozen=True)
 class PrunedConfig:
-    """What is under `pathprune` in `config.json`."""
+    """The entries under `pathprune` in `config.json`."""
 
     base: Architecture  # the dense model
-    widths: Mapping[str, int]  # site -> neurons
+    widths: Mapping[str, int]  # site -> number of neurons
     data_config: Mapping[str, Any]
     class_names: tuple[str, ...] | None = None
-    kept: Mapping[str, list[int]] | None = None  # site -> columns of the dense model, where known
-    tied: Mapping[str, str] = field(default_factory=dict)  # parameter -> the one that it is, whose tensor is stored
+    kept: Mapping[str, list[int]] | None = None  # site -> columns of the dense model, if known
+    tied: Mapping[str, str] = field(default_factory=dict)  # tied parameter -> parameter under which it is stored
     base_model: str | None = None  # hub name of the dense weights
     license: str | None = None  # of the weights
-    provenance: Mapping[str, Any] = field(default_factory=dict)  # free-form: how the model was made
-    metrics: Mapping[str, Any] | None = None  # rows of the dense model and of this one, by `dense` and `pruned`
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # any record of how the model was made
+    metrics: Mapping[str, Any] | None = None  # rows of `metrics.jsonl` under `dense` and `pruned`, images under `data`
 
 
 def write_pruned_config(folder: Path, config: PrunedConfig, *, native: Mapping[str, Any]) -> None:
-    """Write `config.json`, with the keys `native` for other libraries beside ours."""
+    """Write `config.json`; the keys `native`, for other libraries, go next to ours."""
     content = {"format": FORMAT, "version": VERSION, **native, "pathprune": asdict(config)}
     try:
         text = json.dumps(content, indent=2)
@@ -50,13 +50,13 @@ def write_pruned_config(folder: Path, config: PrunedConfig, *, native: Mapping[s
 
 
 def read_pruned_config(folder: str | Path) -> PrunedConfig:
-    """Read and check `config.json` of a pruned checkpoint."""
+    """Read and validate `config.json` of a pruned checkpoint."""
     file = Path(folder) / CONFIG_FILE
-    content = _read(file)
+    content = _read_json(file)
     if content.get("version") != VERSION:
         raise CheckpointError(
             f"{folder} has version {content.get('version')!r} of the format, this pathprune reads version {VERSION}; "
-            "load it with the pathprune that wrote it, or a newer one"
+            "load it with the pathprune that wrote it or a newer one"
         )
     values = content.get("pathprune")
     known = {each.name for each in fields(PrunedConfig)}
@@ -77,21 +77,22 @@ def read_pruned_config(folder: str | Path) -> PrunedConfig:
     return PrunedConfig(**values)
 
 
-def native_keys(folder: str | Path) -> dict[str, Any]:
-    """What `config.json` holds for other libraries."""
-    return {k: v for k, v in _read(Path(folder) / CONFIG_FILE).items() if k not in ("format", "version", "pathprune")}
+def read_native_keys(folder: str | Path) -> dict[str, Any]:
+    """Return the keys of `config.json` for other libraries."""
+    content = _read_json(Path(folder) / CONFIG_FILE)
+    return {key: value for key, value in content.items() if key not in ("format", "version", "pathprune")}
 
 
 def is_pruned_folder(folder: str | Path) -> bool:
-    """Whether `folder` holds a checkpoint of this format, of any version."""
+    """Return True if `folder` holds a checkpoint of this format, in any version."""
     try:
-        _read(Path(folder) / CONFIG_FILE)
+        _read_json(Path(folder) / CONFIG_FILE)
     except CheckpointError:
         return False
     return True
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

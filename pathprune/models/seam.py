@@ -120,8 +120,10 @@ class AdaptedModel:
 
     @classmethod
     def of(cls, trunk: Trunk) -> AdaptedModel:
-        """Adapt the model of `trunk`; raise `UnsupportedModelError` for a block of unknown structure."""
+        """Adapt the model of `trunk`; raise `UnsupportedModelError` if it has no blocks or unknown ones."""
         blocks = trunk.find_blocks()
+        if not blocks:
+            raise UnsupportedModelError("it has no blocks")
         return cls(
             model=trunk.model,
             family=trunk.family,

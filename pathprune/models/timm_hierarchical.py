@@ -1,4 +1,6 @@
-"""timm's hierarchical transformers: Swin, Swin V2 and Hiera. Tokens become fewer and wider from stage to stage."""
+"""timm's hierarchical transformers: Swin, Swin V2 and Hiera. From stage to stage, tokens become fewer and wider."""
+
+# B images [B, C, H, W], T tokens, D hidden dimension
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ from pathprune.models.seam import AdaptedModel, AttentionArgs, Block, NeuronSite
 
 
 @dataclass(frozen=True)
-class _BlockOfStage:
-    """A block that opens in a way of its own, and goes on as any other."""
+class _WrappedBlock:
+    """A sequential block that opens in its own way and closes like any other."""
 
     inner: SequentialBlock
 
@@ -36,11 +38,11 @@ class _BlockOfStage:
 
 
 @dataclass(frozen=True)
-class _MergingBlock(_BlockOfStage):
-    """The first block of a Swin stage: neighbouring tokens are merged as it opens."""
+class _MergingBlock(_WrappedBlock):
+    """The first block of a Swin stage: it merges neighbouring tokens when it opens."""
 
     downsample: nn.Module
-    grid: tuple[int, int]  # of the tokens before
+    grid: tuple[int, int]  # grid of the tokens before they are merged
 
     def read(self, h: Tensor, tokens: Tensor | None) -> Tensor:
         return h
@@ -54,7 +56,7 @@ class _MergingBlock(_BlockOfStage):
 
 @dataclass(frozen=True)
 class _Stages:
-    """What the families share: they pool over all tokens, and their attention takes the states alone."""
+    """The common part of both families: the head pools over all tokens, the attention takes no further arguments."""
 
     model: Any
     readout: tuple[int, ...] = ()
@@ -69,7 +71,7 @@ class _Stages:
 
 @dataclass(frozen=True)
 class _Swin(_Stages):
-    """Attention within shifted windows of a grid; tokens are kept flat between blocks."""
+    """Swin: attention within shifted windows of a grid; tokens are flat between blocks; implements `Trunk`."""
 
     family: str = "timm SwinTransformer"
 
@@ -100,7 +102,7 @@ class _Swin(_Stages):
 
 
 @dataclass(frozen=True)
-class _PoolingBlock(_BlockOfStage):
+class _PoolingBlock(_WrappedBlock):
     """A Hiera block; the first of a stage pools its tokens and widens them."""
 
     def read(self, h: Tensor, tokens: Tensor | None) -> Tensor:
@@ -122,7 +124,7 @@ class _PoolingBlock(_BlockOfStage):
 
 @dataclass(frozen=True)
 class _Hiera(_Stages):
-    """Attention within mask units, which are neighbours after unrolling."""
+    """Hiera: attention within mask units, whose tokens are neighbours after unrolling; implements `Trunk`."""
 
     family: str = "timm Hiera"
 

@@ -1,7 +1,9 @@
-"""timm's columnar Vision Transformers: `VisionTransformer` (ViT, DeiT, DINOv2, CLIP …), `Beit`, `Eva` (also DINOv3).
+"""timm's columnar Vision Transformers: `VisionTransformer` (ViT, DeiT, DINOv2, CLIP …), `Beit` and `Eva` (also DINOv3).
 
-They share their names; they differ in where positions come from, and in what the attention takes beside the states.
+They share the names of their parts. They differ in their position embeddings and in the arguments of their attention.
 """
+
+# B images [B, C, H, W], T tokens, D hidden dimension
 
 from __future__ import annotations
 
@@ -12,15 +14,15 @@ import torch
 from torch import Tensor
 
 from pathprune.models.blocks import find_all
-from pathprune.models.grid import check_grid, grid_of
+from pathprune.models.grid import check_grid, find_grid
 from pathprune.models.seam import AdaptedModel, AttentionArgs, Block, UnsupportedModelError
 
 
 @dataclass(frozen=True)
 class _Columnar:
-    """What the families share; satisfies `Trunk` for `VisionTransformer`."""
+    """A `VisionTransformer`, and the common parts of the other families; implements `Trunk`."""
 
-    model: Any  # nn.Module; which parts it has is what `match` finds out
+    model: Any  # an nn.Module with the parts that `match` looks for
     family: str = "timm VisionTransformer"
 
     @property
@@ -37,7 +39,7 @@ class _Columnar:
 
     @property
     def readout(self) -> tuple[int, ...]:
-        """Token rows that the head reads, class token first; empty where it pools over other tokens."""
+        """Positions of the tokens that the head reads, class token first; empty if it pools over other tokens."""
         model = self.model
         if getattr(model, "global_pool", "token") != "token" or getattr(model, "attn_pool", None) is not None:
             return ()
@@ -61,7 +63,7 @@ class _Columnar:
 
 @dataclass(frozen=True)
 class _Beit(_Columnar):
-    """Relative positions: each block's own table, or one that all share."""
+    """A model with relative positions: a table for each block, or one that all blocks share."""
 
     family: str = "timm Beit"
 
@@ -79,7 +81,7 @@ class _Beit(_Columnar):
 
 @dataclass(frozen=True)
 class _Eva(_Columnar):
-    """Rotary positions, which follow from the grid of patches."""
+    """A model with rotary positions, computed from the grid of patches."""
 
     family: str = "timm Eva"
 
@@ -97,7 +99,7 @@ class _Eva(_Columnar):
             return {}
         if self.model.dynamic_img_size:
             own = tuple(self.model.patch_embed.grid_size)
-            positions = rope.get_embed(shape=grid_of(h.shape[1] - self.model.num_prefix_tokens, own=own))
+            positions = rope.get_embed(shape=find_grid(h.shape[1] - self.model.num_prefix_tokens, own=own))
         elif hasattr(rope, "feat_shape"):
             positions = rope.get_embed()
         else:
@@ -105,7 +107,7 @@ class _Eva(_Columnar):
         return {"rope": positions[index] if self.model.rope_mixed else positions}
 
 
-_SHARED = ("patch_embed", "blocks", "norm", "forward_head", "num_classes")
+_REQUIRED_PARTS = ("patch_embed", "blocks", "norm", "forward_head", "num_classes")
 
 
 def match(model: Any) -> AdaptedModel:
@@ -113,7 +115,7 @@ def match(model: Any) -> AdaptedModel:
 
     Raises `UnsupportedModelError` with the reason for any other model.
     """
-    missing = [part for part in _SHARED if not hasattr(model, part)]
+    missing = [part for part in _REQUIRED_PARTS if not hasattr(model, part)]
     if missing:
         raise UnsupportedModelError(f"it has no {', '.join(missing)} as in timm's Vision Transformers")
     if hasattr(model, "rel_pos_bias") and hasattr(model, "pos_drop"):

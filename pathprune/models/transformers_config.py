@@ -1,4 +1,4 @@
-"""What a Transformers model is built from, as plain data, and the model again from it; its input in timm's words."""
+"""Architectures of Transformers models as plain data, and their preprocessing in timm's terms."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from pathprune.models.transformers_vit import TransformersModel, classifier_of, input_size_of
-from pathprune.models.weights import CheckpointError
+from pathprune.models.transformers_vit import TransformersModel, find_classifier, read_input_size
+from pathprune.models.weights import CheckpointError, one_line
 
-_OF_THE_FILE = ("_name_or_path", "transformers_version")  # of a config, and no part of the architecture
+_NOT_ARCHITECTURE = ("_name_or_path", "transformers_version")  # keys of a config that describe its file
 _INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
 
 
-def transformers_library() -> Any:
-    """Transformers, which is an optional dependency."""
+def import_transformers() -> Any:
+    """Import Transformers, an optional dependency; raise `CheckpointError` if it is not installed."""
     try:
         import transformers
     except ImportError as error:
@@ -24,21 +24,21 @@ def transformers_library() -> Any:
     return transformers
 
 
-def config_args(model: TransformersModel) -> dict[str, Any]:
-    """The config as JSON data."""
+def read_config_args(model: TransformersModel) -> dict[str, Any]:
+    """Return the model's config as JSON data."""
     whole: Any = model.model
     args: dict[str, Any] = json.loads(whole.config.to_json_string(use_diff=False))
-    return {key: value for key, value in args.items() if key not in _OF_THE_FILE}
+    return {key: value for key, value in args.items() if key not in _NOT_ARCHITECTURE}
 
 
 def build_transformers(
     name: str, args: Mapping[str, Any], *, data_config: Mapping[str, Any], class_names: Sequence[str] | None
 ) -> TransformersModel:
-    """Make the dense model with random weights, on the CPU, of the class that is called `name`.
+    """Build the dense model of the class `name` with random weights on the CPU.
 
-    Nothing but Transformers' own classes is made: code that a config names is not run.
+    Only classes of Transformers itself are built: code that a config names is never run.
     """
-    library = transformers_library()
+    library = import_transformers()
     found = getattr(library, name, None)
     if not (isinstance(found, type) and issubclass(found, library.PreTrainedModel)):
         raise CheckpointError(f"Transformers {library.__version__} has no model class {name}")
@@ -50,15 +50,14 @@ def build_transformers(
             config.label2id = {label: index for index, label in config.id2label.items()}
         with torch.random.fork_rng(devices=[]):
             model = kind(config)
-    except Exception as error:  # the config's own checks raise errors that derive from nothing else
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"Transformers cannot make {name} of its config: {reason}") from error
+    except Exception as error:  # errors of a config's own validation have no common base class
+        raise CheckpointError(f"Transformers cannot make {name} from its config: {one_line(error)}") from error
     return TransformersModel(model, data_config=data_config).eval()
 
 
-def labels_of(model: TransformersModel) -> tuple[str, ...] | None:
-    """The names of the classes, unless they are Transformers' placeholders."""
-    classifier, config = classifier_of(model.model), getattr(model.model, "config", None)
+def read_labels(model: TransformersModel) -> tuple[str, ...] | None:
+    """Return the class names; None if there is no classifier or if they are Transformers' placeholders."""
+    classifier, config = find_classifier(model.model), getattr(model.model, "config", None)
     if classifier is None or config is None:
         return None
     labels = config.id2label
@@ -66,19 +65,22 @@ def labels_of(model: TransformersModel) -> tuple[str, ...] | None:
     return None if any(name == f"LABEL_{index}" for index, name in enumerate(names)) else names
 
 
-def timm_data_config(processor: Mapping[str, Any], model: TransformersModel) -> dict[str, Any]:
-    """The settings of an image processor as `timm.data.create_transform` takes them, for the model's own image size."""
-    channels, *size = input_size_of(model)
+def translate_processor(processor: Mapping[str, Any], model: TransformersModel) -> dict[str, Any]:
+    """Translate the settings of an image processor into arguments of `timm.data.create_transform`.
+
+    The image size is the model's.
+    """
+    channels, *size = read_input_size(model)
     resized = processor.get("size") or {}
     resized = {"shortest_edge": resized} if isinstance(resized, int) else resized
     cropped = processor.get("crop_size") if processor.get("do_center_crop") else None
     cropped = {"height": cropped, "width": cropped} if isinstance(cropped, int) else cropped
     edge = resized.get("shortest_edge", resized.get("height"))
-    normalised = processor.get("do_normalize", True)
+    is_normalized = processor.get("do_normalize", True)
     return {
         "input_size": (channels, *size),
-        "mean": tuple(processor["image_mean"]) if normalised else (0.0,) * channels,
-        "std": tuple(processor["image_std"]) if normalised else (1.0,) * channels,
+        "mean": tuple(processor["image_mean"]) if is_normalized else (0.0,) * channels,
+        "std": tuple(processor["image_std"]) if is_normalized else (1.0,) * channels,
         "interpolation": _INTERPOLATION.get(processor.get("resample", 2), "bilinear"),
         "crop_pct": cropped["height"] / edge if cropped and edge else 1.0,
         "crop_mode": "center" if "shortest_edge" in resized else "squash",

@@ -1,8 +1,10 @@
-"""Transformers' Vision Transformers: ViT, DeiT, DINOv2 (with registers too), DINOv3, the towers of CLIP and SigLIP.
+"""Transformers' Vision Transformers: ViT, DeiT, DINOv2 (also with registers), DINOv3, towers of CLIP and SigLIP.
 
-Its models answer with objects of several tensors; `TransformersModel` takes the logits out. Transformers itself is not
-imported here.
+Transformers models return objects with several tensors; `TransformersModel` returns the logits. Transformers itself is
+not imported here.
 """
+
+# B images [B, C, H, W], T tokens, D hidden dimension
 
 from __future__ import annotations
 
@@ -14,18 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from pathprune.models.blocks import find_all
-from pathprune.models.grid import Grid, check_grid, grid_of
+from pathprune.models.grid import Grid, check_grid, find_grid
 from pathprune.models.seam import AdaptedModel, AttentionArgs, Block, UnsupportedModelError
 
-_ANSWERS = ("logits", "image_embeds", "pooler_output")  # the first that there is
+_OUTPUTS = ("logits", "image_embeds", "pooler_output")  # by preference
 _LAYERS = ("layers", "encoder.layer", "encoder.layers", "model.layer")
 _NORMS = ("layernorm", "norm", "post_layernorm")
 
 
 class TransformersModel(nn.Module):
-    """A Transformers vision model, `model`, as images `[B, C, H, W]` -> logits, or the embedding where it has no head.
+    """A wrapper of a Transformers vision model: images `[B, C, H, W]` -> logits, or an embedding if it has no head.
 
-    `data_config` is its input as `timm.data.create_transform` takes it, where that is known.
+    `data_config` holds arguments of `timm.data.create_transform`; None if the preprocessing is unknown.
     """
 
     def __init__(self, model: nn.Module, *, data_config: Mapping[str, Any] | None = None) -> None:
@@ -33,45 +35,48 @@ class TransformersModel(nn.Module):
         self.model, self.data_config = model, data_config
 
     def forward(self, images: Tensor) -> Tensor:
-        answer = self.model(pixel_values=images)
-        for name in _ANSWERS:
-            output: Tensor | None = getattr(answer, name, None)
+        outputs = self.model(pixel_values=images)
+        for name in _OUTPUTS:
+            output: Tensor | None = getattr(outputs, name, None)
             if output is not None:
                 return output
         raise UnsupportedModelError(
-            f"{type(self.model).__name__} gives neither logits nor a pooled embedding; take the class with a head, "
+            f"{type(self.model).__name__} returns neither logits nor a pooled embedding; use its class with a head, "
             "such as …ForImageClassification"
         )
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model as its library knows it, whose names its weights have there."""
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model as its library defines it, with the library's names for its weights."""
     return model.model if isinstance(model, TransformersModel) else model
 
 
 def is_bare(model: Any) -> bool:
-    """Whether `model` is one of Transformers' own, outside `TransformersModel`."""
+    """Return True if `model` is a Transformers model that is not wrapped in `TransformersModel`."""
     return any(kind.__name__ == "PreTrainedModel" for kind in type(model).__mro__)
 
 
 @dataclass(frozen=True)
 class _Head:
-    """How a head reads the tokens `[B, T, D]`: which of them, after the tower's last norm or before, and to what."""
+    """A head that reads the tokens of a tower.
+
+    `read` takes the Transformers model, its tower and the tokens `[B, T, D]`.
+    """
 
     readout: tuple[int, ...]
-    read: Callable[[Any, Any, Tensor], Tensor]  # of the model, its tower and the tokens
-    normed: bool = True
+    read: Callable[[Any, Any, Tensor], Tensor]
+    applies_norm: bool = True  # the tower's last norm goes before the head
 
 
 @dataclass(frozen=True)
 class _Tower:
-    """The part of a model that has embeddings and layers, and the head; satisfies `Trunk`."""
+    """The vision tower of a model and its head; implements `Trunk`."""
 
     model: TransformersModel
-    path: str  # from the model to the tower, within Transformers' model
-    layers: str  # from the tower to the list of its layers
+    path: str  # name of the tower in the Transformers model
+    layers: str  # name of the list of layers in the tower
     norm: str
-    how: _Head
+    tower_head: _Head
 
     @property
     def _tower(self) -> Any:
@@ -83,16 +88,16 @@ class _Tower:
 
     @property
     def readout(self) -> tuple[int, ...]:
-        return self.how.readout
+        return self.tower_head.readout
 
     @property
     def num_classes(self) -> int:
-        classifier: Any = classifier_of(self.model.model)
-        return 0 if classifier is None else int(classifier.out_features)
+        classifier = find_classifier(self.model.model)
+        return 0 if classifier is None else classifier.out_features
 
     @property
     def input_size(self) -> tuple[int, int, int] | None:
-        return input_size_of(self.model)
+        return read_input_size(self.model)
 
     def stem(self, images: Tensor) -> Tensor:
         tower = self._tower
@@ -108,15 +113,16 @@ class _Tower:
         tower = self._tower
         if not hasattr(tower, "rope_embeddings"):
             return {}
-        rows, columns = grid_of(h.shape[1] - _num_prefix(tower), own=self._own_grid())
+        rows, columns = find_grid(h.shape[1] - _count_prefix(tower), own=self._own_grid())
         height, width = _pair(tower.config.patch_size)
-        # of images it reads the size, type and device only
+        # rope_embeddings reads only the size, dtype and device of the images
         images = h.new_empty(()).expand(1, 1, rows * height, columns * width)
         return {"position_embeddings": tower.rope_embeddings(images)}
 
     def head(self, h: Tensor) -> Tensor:
         tower = self._tower
-        return self.how.read(self.model.model, tower, getattr(tower, self.norm)(h) if self.how.normed else h)
+        h = getattr(tower, self.norm)(h) if self.tower_head.applies_norm else h
+        return self.tower_head.read(self.model.model, tower, h)
 
     def find_blocks(self) -> tuple[Block, ...]:
         name = ".".join(part for part in ("model", self.path, self.layers) if part)
@@ -129,8 +135,8 @@ class _Tower:
         return (height // rows, width // columns)
 
 
-def input_size_of(model: TransformersModel) -> tuple[int, int, int]:
-    """Channels, height and width of the images that the config of the model, or of its vision tower, says."""
+def read_input_size(model: TransformersModel) -> tuple[int, int, int]:
+    """Return channels, height and width of the images from the config of the model or of its vision tower."""
     whole: Any = model.model
     config = getattr(whole.config, "vision_config", whole.config)
     height, width = _pair(config.image_size)
@@ -152,76 +158,76 @@ def match(model: Any) -> AdaptedModel:
     if hasattr(whole, "text_model"):
         raise UnsupportedModelError("it has a text tower: pass its `vision_model` alone")
     for path, tower in (("", whole), *whole.named_children()):
-        layers = next((each for each in _LAYERS if _has(tower, each)), None)
+        layers = next((each for each in _LAYERS if _has_layers(tower, each)), None)
         norm = next((each for each in _NORMS if hasattr(tower, each)), None)
         if layers and norm and hasattr(tower, "embeddings"):
-            return AdaptedModel.of(_Tower(model, path, layers, norm, _head_of(whole, tower)))
+            return AdaptedModel.of(_Tower(model, path, layers, norm, _find_head(whole, tower)))
     raise UnsupportedModelError(
         "it lacks the embeddings, layers and norm of Transformers' ViT, DeiT, DINOv2, DINOv3, CLIP or SigLIP"
     )
 
 
-def _head_of(whole: Any, tower: Any) -> _Head:
-    classifier = classifier_of(whole)
-    if hasattr(whole, "distillation_classifier"):
-        return _Head((0, 1), _two_tokens)
-    if classifier is not None and hasattr(tower, "pre_layrnorm"):  # CLIP's norm is for its embedding only
-        return _Head((), _mean, normed=False)
-    if classifier is not None and hasattr(tower.embeddings, "cls_token"):
-        wide = classifier.in_features == 2 * tower.config.hidden_size  # DINOv2
-        return _Head((), _token_and_mean) if wide else _Head((0,), _token)
-    if classifier is not None:
-        return _Head((), _mean)
-    if hasattr(tower, "head"):
-        return _Head((), _attention_pooling)
-    return _Head((0,), _embedding)
-
-
-def classifier_of(whole: Any) -> nn.Linear | None:
-    """The linear head of a Transformers model, the class token's where there are two; None where there is none."""
+def find_classifier(whole: Any) -> nn.Linear | None:
+    """Return the linear head of a Transformers model, of its class token if there are two; None if there is none."""
     classifier = getattr(whole, "classifier", getattr(whole, "cls_classifier", None))
     return classifier if isinstance(classifier, nn.Linear) else None
 
 
-def _token(whole: Any, tower: Any, x: Tensor) -> Tensor:
+def _find_head(whole: Any, tower: Any) -> _Head:
+    classifier = find_classifier(whole)
+    if hasattr(whole, "distillation_classifier"):
+        return _Head((0, 1), _classify_two_tokens)
+    if classifier is not None and hasattr(tower, "pre_layrnorm"):  # CLIP's norm is for its embedding only
+        return _Head((), _classify_mean, applies_norm=False)
+    if classifier is not None and hasattr(tower.embeddings, "cls_token"):
+        is_dinov2 = classifier.in_features == 2 * tower.config.hidden_size
+        return _Head((), _classify_token_and_mean) if is_dinov2 else _Head((0,), _classify_token)
+    if classifier is not None:
+        return _Head((), _classify_mean)
+    if hasattr(tower, "head"):
+        return _Head((), _pool_by_attention)
+    return _Head((0,), _embed_token)
+
+
+def _classify_token(whole: Any, tower: Any, x: Tensor) -> Tensor:
     logits: Tensor = whole.classifier(x[:, 0])
     return logits
 
 
-def _two_tokens(whole: Any, tower: Any, x: Tensor) -> Tensor:
+def _classify_two_tokens(whole: Any, tower: Any, x: Tensor) -> Tensor:
     logits: Tensor = (whole.cls_classifier(x[:, 0]) + whole.distillation_classifier(x[:, 1])) / 2
     return logits
 
 
-def _mean(whole: Any, tower: Any, x: Tensor) -> Tensor:
-    logits: Tensor = whole.classifier(x[:, _num_prefix(tower) :].mean(1))
+def _classify_mean(whole: Any, tower: Any, x: Tensor) -> Tensor:
+    logits: Tensor = whole.classifier(x[:, _count_prefix(tower) :].mean(1))
     return logits
 
 
-def _token_and_mean(whole: Any, tower: Any, x: Tensor) -> Tensor:
-    logits: Tensor = whole.classifier(torch.cat([x[:, 0], x[:, _num_prefix(tower) :].mean(1)], dim=1))
+def _classify_token_and_mean(whole: Any, tower: Any, x: Tensor) -> Tensor:
+    logits: Tensor = whole.classifier(torch.cat([x[:, 0], x[:, _count_prefix(tower) :].mean(1)], dim=1))
     return logits
 
 
-def _attention_pooling(whole: Any, tower: Any, x: Tensor) -> Tensor:
+def _pool_by_attention(whole: Any, tower: Any, x: Tensor) -> Tensor:
     embedding: Tensor = tower.head(x)
     return embedding
 
 
-def _embedding(whole: Any, tower: Any, x: Tensor) -> Tensor:
+def _embed_token(whole: Any, tower: Any, x: Tensor) -> Tensor:
     pooler = getattr(tower, "pooler", None)
     embedding: Tensor = x[:, 0] if pooler is None else pooler(x)
     return whole.visual_projection(embedding) if hasattr(whole, "visual_projection") else embedding
 
 
-def _num_prefix(tower: Any) -> int:
-    """Tokens that are no patches: class token, distillation token, registers."""
+def _count_prefix(tower: Any) -> int:
+    """Count the prefix tokens: class token, distillation token, registers."""
     embeddings = tower.embeddings
     single = sum(hasattr(embeddings, name) for name in ("cls_token", "class_embedding", "distillation_token"))
     return single + (embeddings.register_tokens.shape[1] if hasattr(embeddings, "register_tokens") else 0)
 
 
-def _has(module: Any, path: str) -> bool:
+def _has_layers(module: Any, path: str) -> bool:
     for name in path.split("."):
         if not hasattr(module, name):
             return False

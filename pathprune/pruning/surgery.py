@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 
-from pathprune.models.graph import remove
+from pathprune.models.graph import remove_neurons
 from pathprune.models.seam import AdaptedModel
 from pathprune.pruning.plan import PrunePlan
 
@@ -24,7 +24,7 @@ def apply_plan(adapted: AdaptedModel, *, plan: PrunePlan) -> AdaptedModel:
     for site in pruned.refresh().sites:
         columns = plan.pruned(site.name).tolist()
         if columns:
-            remove(site, columns)
+            remove_neurons(site, columns)
             normed += site.norm is not None
     if normed:
         log.warning(

@@ -18,7 +18,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor
 
-from pathprune.models.graph import TracedMlp, trace
+from pathprune.models.graph import TracedMlp, trace_mlp
 from pathprune.models.seam import AdaptedModel
 from pathprune.scoring.criteria import Criterion, ScoringContext, register
 from pathprune.scoring.gradients import weight_gradients
@@ -27,7 +27,7 @@ from pathprune.scoring.scores import Scores, validate_scores
 
 def importance_scores(adapted: AdaptedModel, *, importance: Callable[[Any], Tensor]) -> Scores:
     """Score every site with a torch-pruning importance that reads weights only; the model is not touched."""
-    return {site.name: _score(trace(site), importance) for site in adapted.sites}
+    return {site.name: _score(trace_mlp(site), importance) for site in adapted.sites}
 
 
 def gradient_importance_scores(
@@ -45,7 +45,7 @@ def gradient_importance_scores(
     gradients = weight_gradients(twin, context.batches, layers=list(layers), squared=squared)
     scores = {}
     for site in twin.sites:
-        traced = trace(site)
+        traced = trace_mlp(site)
         traced.mlp.down.weight.grad = gradients[site.down]
         for up, plain in zip(site.ups, traced.mlp.ups, strict=True):
             plain.weight.grad = gradients[up.layer][up.start : up.start + site.width]

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from pathprune.mining import Tokens, locate_paths, resolve_nodes
 from pathprune.models.adapt import adapt
-from pathprune.models.loading import load_model
+from pathprune.models.loading import load_configured_model
 from pathprune.recipe import Recipe
 from pathprune.stages.mining import PRECISIONS, tokens_to_mine
 
@@ -50,18 +50,11 @@ class Estimate:
 def estimate_recipe(recipe: Recipe) -> Estimate:
     """Time the recipe's mining on its model, at the batch size that it has; `auto` sizes are taken as 16 images."""
     config, device = recipe.mine, Accelerator().device
-    loaded = load_model(
-        recipe.model.name,
-        checkpoint=recipe.model.checkpoint,
-        pretrained=recipe.model.pretrained,
-        num_classes=recipe.model.num_classes,
-        image_size=recipe.model.image_size,
-        model_args=recipe.model.args,
-    )
+    loaded = load_configured_model(recipe.model)
     adapted = adapt(loaded.model.to(device))
     batch_size = 16 if config.batch_size == "auto" else config.batch_size
     nodes = None if config.nodes == "auto" else config.nodes
-    channels, height, width = {**loaded.data_config, **recipe.model.data_config}["input_size"]
+    channels, height, width = loaded.data_config["input_size"]
     images = torch.randn(batch_size, channels, height, width, generator=torch.Generator().manual_seed(0)).to(device)
 
     def turn(tokens: Tokens) -> float:

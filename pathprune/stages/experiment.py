@@ -29,7 +29,7 @@ from pathprune.keys import key_of
 from pathprune.mining import ClassStats, Tokens, ZeroShot, ZeroShotClassifier, resolve_objective
 from pathprune.models.adapt import adapt
 from pathprune.models.checkpoint import load_pruned, save_pruned
-from pathprune.models.loading import LoadedModel, load_model
+from pathprune.models.loading import LoadedModel, load_configured_model
 from pathprune.models.pruned_config import VERSION
 from pathprune.models.seam import AdaptedModel
 from pathprune.models.slicing import slice_head
@@ -54,15 +54,8 @@ class Experiment:
         self.recipe = recipe
         self.accelerator = _accelerator(recipe)
         set_seed(recipe.seed)  # a model without weights is the same random one in every run and process
-        self.loaded: LoadedModel = load_model(
-            recipe.model.name,
-            checkpoint=recipe.model.checkpoint,
-            pretrained=recipe.model.pretrained,
-            num_classes=recipe.model.num_classes,
-            image_size=recipe.model.image_size,
-            model_args=recipe.model.args,
-        )
-        self.data_config = {**self.loaded.data_config, **recipe.model.data_config}
+        self.loaded: LoadedModel = load_configured_model(recipe.model)
+        self.data_config = self.loaded.data_config
         if self.data_config["input_size"][0] != 3:
             raise ValueError(f"the model takes {self.data_config['input_size'][0]} channels; only RGB images are read")
         given, own_classes = recipe.mine.objective, adapt(self.loaded.model).num_classes

@@ -79,8 +79,8 @@ def test_the_same_command_again_replaces_what_it_wrote(folder: Path, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["./nowhere", "--onnx"], "folder nowhere does not exist; give an existing one"),
-        (["data", "--onnx"], "data holds no weights; one of model.safetensors"),
+        (["./nowhere", "--onnx"], "folder nowhere does not exist; pass an existing folder"),
+        (["data", "--onnx"], "data holds no weights; it needs one of model.safetensors"),
         (["model", "--onnx", "--output", "data"], "data is there and is no earlier export; choose a new or empty"),
         (["model", "--onnx", "--output", "model/config.json"], "is there and is no earlier export"),
         (["model", "--onnx", "--output", "model/config.json/out"], "File exists: 'model/config.json'"),

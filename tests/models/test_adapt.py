@@ -1,4 +1,4 @@
-"""The model seam: the steps compose to the model, unsupported models are refused with a reason, modes are restored."""
+"""Adapted models: blocks compose to the model, unsupported models are refused with a reason, modes are restored."""
 
 import copy
 from functools import partial
@@ -13,12 +13,12 @@ from torch import nn
 from pathprune.models.adapt import adapt, evaluating, model_device
 from pathprune.models.hooks import attach_hooks
 from pathprune.models.seam import AdaptedModel, UnsupportedModelError
-from tests.families import FAMILIES, SMALL, OpenClipTower, randomised
+from tests.families import FAMILIES, SMALL, OpenClipTower, randomise
 
 
 def make(**args: object) -> nn.Module:
     torch.manual_seed(0)
-    return randomised(timm.create_model("vit_tiny_patch16_224", **SMALL | args)).double().eval()
+    return randomise(timm.create_model("vit_tiny_patch16_224", **SMALL | args)).double().eval()
 
 
 def _module(**children: nn.Module) -> nn.Module:
@@ -32,18 +32,18 @@ def images_of(adapted: AdaptedModel, count: int = 2) -> torch.Tensor:
     return torch.randn(count, *adapted.input_size, dtype=torch.float64)
 
 
-def run_in_steps(adapted: AdaptedModel, h: torch.Tensor, *, start: int = 0) -> torch.Tensor:
+def run_blocks(adapted: AdaptedModel, h: torch.Tensor, *, start: int = 0) -> torch.Tensor:
     for index in range(start, len(adapted.sites)):
         h = adapted.close_block(index, *adapted.open_block(index, h))
     return adapted.head(h)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_steps_compose_to_the_model(name):
+def test_the_blocks_compose_to_the_model(name):
     model = FAMILIES[name].make().double()
     adapted = adapt(model)
     images = images_of(adapted, 3)
-    torch.testing.assert_close(run_in_steps(adapted, adapted.stem(images)), model(images), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(run_blocks(adapted, adapted.stem(images)), model(images), rtol=1e-10, atol=1e-10)
     assert isinstance(adapted, AdaptedModel)
     assert adapted.num_classes == FAMILIES[name].num_classes
 
@@ -53,7 +53,7 @@ def test_running_from_a_block_runs_it_and_all_later_ones(name):
     adapted = adapt(FAMILIES[name].make().double())
     h = adapted.stem(images_of(adapted))
     for index in range(len(adapted.sites)):
-        torch.testing.assert_close(adapted.head(adapted.run_from(index, h)), run_in_steps(adapted, h, start=index))
+        torch.testing.assert_close(adapted.head(adapted.run_from(index, h)), run_blocks(adapted, h, start=index))
         closed = adapted.close_block(index, *adapted.open_block(index, h))
         assert torch.equal(adapted.run_block(index, h), closed)
         h = closed
@@ -61,7 +61,7 @@ def test_running_from_a_block_runs_it_and_all_later_ones(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_readout_is_the_tokens_that_the_head_reads(name):
+def test_readout_lists_the_tokens_that_the_head_reads(name):
     adapted = adapt(FAMILIES[name].make().double())
     assert adapted.readout == FAMILIES[name].readout
     h = adapted.run_from(0, adapted.stem(images_of(adapted, 1))).detach().requires_grad_()
@@ -127,7 +127,7 @@ def test_a_site_is_the_down_projection_that_reads_its_neurons(name):
     adapted = adapt(model)
     assert all(model.get_submodule(site.name) is site.down for site in adapted.sites)
     assert [site.block for site in adapted.sites] == list(range(len(adapted.sites)))
-    assert all((site.norm is not None) == FAMILIES[name].normed for site in adapted.sites)
+    assert all((site.norm is not None) == FAMILIES[name].has_norm for site in adapted.sites)
     images = images_of(adapted)
     seen = []
     with attach_hooks(
@@ -146,14 +146,14 @@ def test_a_site_is_the_down_projection_that_reads_its_neurons(name):
 def test_a_block_adds_its_scaled_mlp_output_to_the_stream(name):
     adapted = adapt(FAMILIES[name].make().double())
     scale = adapted.residual_scale(0)
-    assert (scale is not None) == FAMILIES[name].scaled
+    assert (scale is not None) == FAMILIES[name].is_scaled
     if scale is not None:
         m, u = adapted.open_block(0, adapted.stem(images_of(adapted)))
         expected = m + scale * adapted.sites[0].down(u)
         torch.testing.assert_close(adapted.close_block(0, m, u), expected, rtol=1e-10, atol=1e-10)
 
 
-def test_a_block_that_does_something_else_to_its_mlp_output_has_no_residual_scale():
+def test_a_block_with_a_norm_after_its_mlp_has_no_residual_scale():
     model = make()
     model.blocks[1].ls2 = nn.LayerNorm(24).double()
     adapted = adapt(model)
@@ -161,7 +161,7 @@ def test_a_block_that_does_something_else_to_its_mlp_output_has_no_residual_scal
     assert adapted.residual_scale(1) is None
 
 
-def test_adapting_changes_nothing():
+def test_adapt_does_not_change_the_model():
     model = make()
     before = copy.deepcopy(model.state_dict())
     model.train()
@@ -170,7 +170,7 @@ def test_adapting_changes_nothing():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_refresh_sees_surgery():
+def test_refresh_reads_the_widths_after_surgery():
     model = make()
     adapted = adapt(model)
     mlp = model.blocks[1].mlp
@@ -180,7 +180,7 @@ def test_refresh_sees_surgery():
 
 
 class DistributedDataParallel(nn.Module):
-    """Stands in for torch's wrapper, which needs a process group."""
+    """A stand-in for torch's wrapper, which needs a process group."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
@@ -232,7 +232,7 @@ class TwiceTheBlock(Block):
         (lambda: with_mlp(timm.layers.Mlp(24, 96, act_layer=nn.PReLU)), "whose activation has weights of its own"),
         (lambda: with_mlp(timm.layers.Mlp(24, 96, norm_layer=nn.RMSNorm)), "only a LayerNorm can be narrowed"),
         (lambda: with_mlp(weight_normed(timm.layers.Mlp(24, 96))), "parametrised weights; remove the parametrisation"),
-        (lambda: make(block_fn=TwiceTheBlock), r"run part by part it gives another output .* does something else"),
+        (lambda: make(block_fn=TwiceTheBlock), r"run block by block it gives another output .* does something else"),
         (lambda: make(global_pool="", class_token=False), r"gives \[1, 16, 5\] for one image, not logits"),
         (
             lambda: timm.create_model("vit_dpwee_patch16_reg1_gap_256", **SMALL),
@@ -244,9 +244,9 @@ class TwiceTheBlock(Block):
         (lambda: DistributedDataParallel(make()), r"wrapped in DistributedDataParallel; pass .*`model\.module`"),
         (
             OpenClipTower,
-            r"OpenCLIP's own.*timm's port of the tower, pathprune\.load_model\('vit_base",
+            r"a class of OpenCLIP, .*timm's port of the tower, such as pathprune\.load_model\('vit_base",
         ),
-        (lambda: _module(visual=OpenClipTower()), r"OpenCLIP's own"),
+        (lambda: _module(visual=OpenClipTower()), r"a class of OpenCLIP"),
         (lambda: _module(visual=_module(trunk=make(), head=nn.Identity())), r"timm model: pass its `visual\.trunk`"),
         (lambda: nn.DataParallel(make()), r"wrapped in DataParallel; pass .*`model\.module`"),
         (lambda: torch.compile(make()), r"wrapped in OptimizedModule; .*before torch\.compile"),
@@ -265,13 +265,13 @@ def weight_normed(mlp: nn.Module) -> nn.Module:
     return mlp
 
 
-def test_a_model_on_the_meta_device_is_adapted_unchecked():
+def test_a_model_on_the_meta_device_is_not_checked():
     with torch.device("meta"):
         model = timm.create_model("vit_giant_patch14_dinov2")
     assert {site.width for site in adapt(model).sites} == {4096}
 
 
-def test_evaluating_restores_modes_and_flags_even_after_an_error():
+def test_evaluating_restores_modes_and_flags_also_after_an_error():
     model = make()
     model.train()
     model.blocks[0].eval()

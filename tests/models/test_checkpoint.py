@@ -1,4 +1,4 @@
-"""Pruned checkpoints: the same logits after a round trip, and a clear refusal of anything that does not fit."""
+"""Pruned checkpoints: same logits after a round trip, and clear errors for files that do not match."""
 
 import json
 import pickle
@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from pathprune.models.adapt import adapt
-from pathprune.models.architecture import data_config_of
+from pathprune.models.architecture import read_data_config
 from pathprune.models.checkpoint import describe_pruned, load_pruned, save_pruned
 from pathprune.models.pruned_config import is_pruned_folder, read_pruned_config
 
@@ -22,7 +22,7 @@ WIDTHS = (7, 40)
 
 
 def make(architecture: str = "vit_tiny_patch16_224", *, widths: tuple[int, ...] | None = WIDTHS, **args) -> nn.Module:
-    """A tiny model, every parameter random, its MLPs narrowed to `widths`."""
+    """Build a tiny model with random parameters and MLPs narrowed to `widths`."""
     torch.manual_seed(0)
     model = timm.create_model(architecture, **{**TINY, **args}).eval()
     for block, width in zip(model.blocks, widths or (), strict=widths is not None):
@@ -60,7 +60,7 @@ def test_logits_are_the_same_to_the_bit_after_reload(tmp_path, architecture, arg
     assert not again.training
     assert [site.width for site in adapt(again).sites] == list(WIDTHS)
     assert resolve_model_data_config(again)["input_size"] == size
-    # a second round trip starts from what the first one made
+    # a second round trip starts from the result of the first
     twice = load_pruned(save_pruned(again, tmp_path / "again"))
     assert read_pruned_config(tmp_path / "again") == read_pruned_config(tmp_path / "pruned")
     with torch.inference_mode():
@@ -76,7 +76,7 @@ def test_dtypes_are_kept(tmp_path, dtype):
         assert torch.equal(again(images(dtype)), model(images(dtype)))
 
 
-def test_a_head_changed_after_creation_is_read_off_the_model(tmp_path):
+def test_a_head_changed_after_creation_is_read_from_the_model(tmp_path):
     model = make()
     model.reset_classifier(3, global_pool="avg")
     again = load_pruned(save_pruned(model, tmp_path / "pruned"))
@@ -85,7 +85,7 @@ def test_a_head_changed_after_creation_is_read_off_the_model(tmp_path):
     assert again(images()).shape == (3, 3)
 
 
-def test_saving_and_loading_touch_neither_model_nor_random_state(tmp_path):
+def test_saving_and_loading_change_neither_model_nor_random_state(tmp_path):
     model = make().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.get_rng_state()
@@ -96,7 +96,7 @@ def test_saving_and_loading_touch_neither_model_nor_random_state(tmp_path):
     assert all(parameter.requires_grad for parameter in again.parameters())
 
 
-def test_config_says_all_that_is_known(tmp_path):
+def test_config_holds_all_given_facts(tmp_path):
     model = make()
     kept = {"blocks.0.mlp.fc2": torch.arange(7), "blocks.1.mlp.fc2": torch.arange(0, 80, 2)}
     data = {"input_size": (3, 32, 32), "mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 1.0), "crop_pct": 1.0}
@@ -133,10 +133,10 @@ def test_tied_parameters_stay_tied_and_views_are_separated(tmp_path):
         assert torch.equal(again(images()), model(images()))
 
 
-def test_a_model_that_timm_did_not_make_needs_its_architecture(tmp_path):
+def test_a_model_that_timm_did_not_build_needs_its_architecture(tmp_path):
     torch.manual_seed(0)
     model = VisionTransformer(**TINY).eval()
-    with pytest.raises(ValueError, match=r"timm\.create_model did not make this VisionTransformer.*pass architecture="):
+    with pytest.raises(ValueError, match=r"timm\.create_model did not build it; pass architecture="):
         save_pruned(model, tmp_path / "pruned")
     save_pruned(model, tmp_path / "pruned", architecture={"name": "vit_tiny_patch16_224", "args": TINY})
     with torch.inference_mode():
@@ -146,19 +146,19 @@ def test_a_model_that_timm_did_not_make_needs_its_architecture(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({**TINY, "num_classes": 6}, r"cannot be saved: .*does not fit the model: .*pass architecture="),
+        ({**TINY, "num_classes": 6}, r"cannot be saved: .*does not match the model: .*pass architecture="),
         (
             {**TINY, "depth": 3},
             r"cannot be saved: .*2 sites, the model has 3; .*blocks\.2\.mlp\.fc2; pass architecture=",
         ),
-        ({**TINY, "num_heads": 3}, r"cannot be saved: built again it gives other logits; pass architecture="),
-        ({**TINY, "act_layer": "relu"}, r"built again it gives other logits; pass architecture="),
+        ({**TINY, "num_heads": 3}, r"cannot be saved: built again, it gives other logits; pass architecture="),
+        ({**TINY, "act_layer": "relu"}, r"built again, it gives other logits; pass architecture="),
         ({**TINY, "nonsense": 1}, r"timm cannot make vit_tiny_patch16_224 with .*nonsense"),
         ({**TINY, "checkpoint_path": "x.pth"}, r"checkpoint_path cannot be among the args"),
         ({**TINY, "act_layer": nn.ReLU}, r"act_layer=.* cannot be written as JSON"),
     ],
 )
-def test_an_architecture_that_is_not_the_models_is_refused_and_nothing_is_left(tmp_path, args, message):
+def test_a_wrong_architecture_is_refused_and_leaves_no_files(tmp_path, args, message):
     model = make()
     with pytest.raises(ValueError, match=message):
         save_pruned(model, tmp_path / "pruned", architecture={"name": "vit_tiny_patch16_224", "args": args})
@@ -170,7 +170,7 @@ def test_unsupported_models_are_refused(tmp_path):
         save_pruned(timm.create_model("resnet18"), tmp_path / "pruned")
 
 
-def test_an_earlier_checkpoint_is_replaced_and_nothing_else_is(tmp_path):
+def test_only_an_earlier_checkpoint_is_replaced(tmp_path):
     model = make()
     folder = tmp_path / "pruned"
     folder.mkdir()
@@ -180,7 +180,7 @@ def test_an_earlier_checkpoint_is_replaced_and_nothing_else_is(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
 
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds files that are no pruned checkpoint's"):
+    with pytest.raises(ValueError, match="holds files that do not belong to a pruned checkpoint"):
         save_pruned(model, folder)
     assert (folder / "notes.txt").read_text() == "mine"
     other = tmp_path / "other"
@@ -203,11 +203,11 @@ def test_a_failed_replacement_keeps_the_earlier_checkpoint(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
 
 
-def test_wrong_extras_are_refused(tmp_path):
+def test_wrong_class_names_kept_columns_and_provenance_are_refused(tmp_path):
     model = make()
     with pytest.raises(ValueError, match="got 2 class names for 5 classes"):
         save_pruned(model, tmp_path / "p", class_names=["a", "b"])
-    with pytest.raises(ValueError, match="kept columns are not as many"):
+    with pytest.raises(ValueError, match="numbers of kept columns differ"):
         save_pruned(model, tmp_path / "p", kept={"blocks.0.mlp.fc2": torch.arange(7)})
     with pytest.raises(ValueError, match="must be plain JSON"):
         save_pruned(model, tmp_path / "p", provenance={"tensor": torch.ones(1)})
@@ -262,7 +262,7 @@ def test_altered_weights_are_refused(tmp_path):
     file = tmp_path / "p" / "model.safetensors"
     tensors = load_file(file)
     for change, message in [
-        ({"head.weight": None}, r"does not fit the model: 1 missing \(head\.weight\)"),
+        ({"head.weight": None}, r"does not match the model: 1 missing \(head\.weight\)"),
         ({"extra": torch.ones(1)}, r"1 unexpected \(extra\)"),
         ({"head.bias": torch.ones(4)}, r"1 of another shape \(head\.bias \[4\] instead of \[5\]\)"),
         ({"blocks.1.mlp.fc2.weight": None}, r"gives blocks\.1\.mlp\.fc2 40 neurons, .* holds no such weight"),
@@ -283,14 +283,14 @@ class Bomb:
         return pytest.fail, ("the pickle ran",)
 
 
-def test_a_pickle_under_the_weights_name_is_not_run(tmp_path):
+def test_a_pickle_in_place_of_the_weights_is_not_run(tmp_path):
     save_pruned(make(), tmp_path / "p")
     (tmp_path / "p" / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(ValueError, match="as safetensors"):
         load_pruned(tmp_path / "p")
 
 
-def test_other_folders_are_no_pruned_checkpoints(tmp_path):
+def test_other_folders_are_not_pruned_checkpoints(tmp_path):
     assert not is_pruned_folder(tmp_path)
     with pytest.raises(ValueError, match="no pruned checkpoint"):
         load_pruned(tmp_path)
@@ -314,7 +314,7 @@ def test_other_folders_are_no_pruned_checkpoints(tmp_path):
 def test_timm_loads_equal_widths_without_pathprune(tmp_path, architecture, args, width):
     names = ["ant", "bee", "cat", "dog", "emu"]
     model = make(architecture, widths=(width, width), **args)
-    data = {**data_config_of(model), "mean": (0.1, 0.2, 0.3), "crop_pct": 1.0}
+    data = {**read_data_config(model), "mean": (0.1, 0.2, 0.3), "crop_pct": 1.0}
     save_pruned(model, tmp_path / "p", class_names=names, data_config=data)
     again = timm.create_model(f"local-dir:{tmp_path / 'p'}", pretrained=True).eval()
     batch = torch.randn(2, *data["input_size"])
@@ -337,7 +337,7 @@ def test_transformers_loads_equal_widths_through_timm(tmp_path):
     assert list(again.config.id2label.values()) == names
 
 
-def test_timm_is_not_told_of_a_model_that_it_cannot_build(tmp_path):
+def test_config_has_no_keys_for_timm_if_timm_cannot_build_the_model(tmp_path):
     save_pruned(make(widths=(7, 40)), tmp_path / "p")
     with pytest.raises(KeyError, match="architecture"):
         timm.create_model(f"local-dir:{tmp_path / 'p'}", pretrained=True)
@@ -352,11 +352,11 @@ METRICS = {
 }
 
 
-def test_the_card_says_how_the_model_does_and_where_it_comes_from(tmp_path):
+def test_the_card_shows_metrics_and_provenance(tmp_path):
     save_pruned(make(), tmp_path / "my-vit", license="apache-2.0", base_model="timm/vit_tiny_patch16_224.augreg_in21k")
     card = ModelCard.load(tmp_path / "my-vit" / "README.md")
     assert "Not evaluated yet" in card.text
-    assert "75.5% of its MLP neurons removed" in card.text  # 47 of 192 are left
+    assert "75.5% of its MLP neurons removed" in card.text  # 47 of 192 remain
     assert "| MLP neurons | 192 | 47 |" in card.text
     describe_pruned(tmp_path / "my-vit", metrics=METRICS, provenance={"recipe": {"name": "quickstart"}})
     card = ModelCard.load(tmp_path / "my-vit" / "README.md")
@@ -370,7 +370,7 @@ def test_the_card_says_how_the_model_does_and_where_it_comes_from(tmp_path):
     load_pruned(tmp_path / "my-vit")
 
 
-def test_a_description_that_does_not_change_leaves_an_edited_card_alone(tmp_path):
+def test_an_edited_card_is_kept_if_the_description_does_not_change(tmp_path):
     save_pruned(make(), tmp_path / "p", metrics=METRICS)
     card = tmp_path / "p" / "README.md"
     card.write_text("edited")

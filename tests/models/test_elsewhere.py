@@ -1,4 +1,4 @@
-"""Pruned checkpoints of every family, loaded without pathprune: by timm, Transformers, and the loader of our guide."""
+"""Pruned checkpoints of every family load without pathprune: in timm, in Transformers, and by the guide's loader."""
 
 from __future__ import annotations
 
@@ -15,58 +15,55 @@ from torch import Tensor, nn
 from pathprune.export import Format, export_model
 from pathprune.models.adapt import adapt
 from pathprune.models.checkpoint import save_pruned
-from pathprune.models.graph import narrow
-from pathprune.models.pruned_config import native_keys
+from pathprune.models.graph import narrow_mlp
+from pathprune.models.pruned_config import read_native_keys
 from pathprune.models.seam import AdaptedModel
 from pathprune.models.transformers_vit import TransformersModel
 from pathprune.pruning import make_plan, prune
 from tests.families import FAMILIES, HF_FAMILIES
 
-OF_TIMM = [name for name in FAMILIES if name not in HF_FAMILIES]
-OTHER_WIDTHS = {"hf-siglip-tower"}  # its head has an MLP of the same `intermediate_size`
-OTHER_MLPS = {"vit-attention-pooling", "vit-so400m"}  # the head has one, of timm's same `mlp_ratio`
-FUSED = {
-    "vit-parallel-scaling",
-    "vit-parallel-scaling-average",
-}  # one layer for attention and MLP, which knows its sizes
+TIMM_FAMILIES = [name for name in FAMILIES if name not in HF_FAMILIES]
+OTHER_WIDTHS = {"hf-siglip-tower"}  # its head has an MLP with the same `intermediate_size`
+OTHER_MLPS = {"vit-attention-pooling", "vit-so400m"}  # the head has an MLP with the same `mlp_ratio`
+FUSED = {"vit-parallel-scaling", "vit-parallel-scaling-average"}  # the block stores the widths of its parts
 
 GUIDE = Path(__file__).parents[2] / "docs" / "deploying.md"
 
 
 @pytest.fixture(scope="module")
 def plain_load() -> Callable[[Path], nn.Module]:
-    """The loader in the guide."""
+    """Return the loader printed in the deployment guide."""
     (code,) = re.findall(r"```python\n([^`]*?\ndef load\(.*?)```", GUIDE.read_text(encoding="utf-8"), flags=re.DOTALL)
     names: dict[str, Any] = {}
     exec(compile(code, "deploying.md", "exec"), names)
     return names["load"]
 
 
-def halved(name: str) -> AdaptedModel:
+def prune_half(name: str) -> AdaptedModel:
     adapted = adapt(FAMILIES[name].make())
     scores = {site.name: torch.rand(site.width, generator=torch.Generator().manual_seed(2)) for site in adapted.sites}
     return prune(adapted, plan=make_plan(scores, sites=adapted.sites, ratio=0.5))
 
 
-def images_of(adapted: AdaptedModel) -> Tensor:
+def draw_images(adapted: AdaptedModel) -> Tensor:
     return torch.randn(4, *adapted.input_size, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("name", OF_TIMM)
+@pytest.mark.parametrize("name", TIMM_FAMILIES)
 @torch.no_grad()
-def test_every_family_of_timm_loads_without_pathprune(
+def test_every_timm_family_loads_without_pathprune(
     name: str, tmp_path: Path, plain_load: Callable[[Path], nn.Module]
 ) -> None:
-    pruned = halved(name)
-    images = images_of(pruned)
+    pruned = prune_half(name)
+    images = draw_images(pruned)
     expected = pruned.model(images)
     folder = save_pruned(pruned.model, tmp_path / "pruned")
-    assert bool(native_keys(folder)) == (name not in OTHER_MLPS)
+    assert bool(read_native_keys(folder)) == (name not in OTHER_MLPS)
     if name not in OTHER_MLPS:
         again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
         torch.testing.assert_close(again(images), expected, rtol=1e-6, atol=1e-6)
     if name in FUSED:
-        with pytest.raises(RuntimeError, match="split"):  # not a wrong answer
+        with pytest.raises(RuntimeError, match="split"):  # an error, not wrong logits
             plain_load(folder)(images)
     else:
         torch.testing.assert_close(plain_load(folder)(images), expected, rtol=1e-6, atol=1e-6)
@@ -74,12 +71,12 @@ def test_every_family_of_timm_loads_without_pathprune(
 
 @pytest.mark.parametrize("name", HF_FAMILIES)
 @torch.no_grad()
-def test_every_family_of_transformers_loads_without_pathprune(
+def test_every_transformers_family_loads_without_pathprune(
     name: str, tmp_path: Path, plain_load: Callable[[Path], nn.Module]
 ) -> None:
     transformers = pytest.importorskip("transformers")
-    pruned = halved(name)
-    images = images_of(pruned)
+    pruned = prune_half(name)
+    images = draw_images(pruned)
     expected = pruned.model(images)
     folder = save_pruned(pruned.model, tmp_path / "pruned")
     again = TransformersModel(plain_load(folder))
@@ -87,12 +84,12 @@ def test_every_family_of_transformers_loads_without_pathprune(
 
     kind = HF_FAMILIES[name].name
     card = (folder / "README.md").read_text(encoding="utf-8")
-    called = f"transformers.{kind}.from_pretrained"
+    loading = f"transformers.{kind}.from_pretrained"
     if name in OTHER_WIDTHS:
-        assert native_keys(folder) == {}
-        assert called not in card
+        assert read_native_keys(folder) == {}
+        assert loading not in card
         return
-    assert called in card
+    assert loading in card
     loaders = [getattr(transformers, kind)]
     loaders += [transformers.AutoModelForImageClassification] if pruned.num_classes else []
     for loader in loaders:
@@ -105,7 +102,7 @@ def test_every_family_of_transformers_loads_without_pathprune(
 
 
 @pytest.mark.parametrize(
-    ("name", "width", "alone"),
+    ("name", "width", "loads"),
     [
         ("hf-vit", 41, True),
         ("hf-dinov2", 72, True),  # three times the hidden size
@@ -114,15 +111,15 @@ def test_every_family_of_transformers_loads_without_pathprune(
         ("hf-dinov2-gated", 40, False),
     ],
 )
-def test_transformers_loads_the_widths_that_its_config_can_say(
-    name: str, width: int, alone: bool, tmp_path: Path, plain_load: Callable[[Path], nn.Module]
+def test_transformers_loads_the_widths_that_its_config_can_express(
+    name: str, width: int, loads: bool, tmp_path: Path, plain_load: Callable[[Path], nn.Module]
 ) -> None:
     adapted = adapt(HF_FAMILIES[name].make())
     for site in adapted.sites:
-        narrow(site, width)
+        narrow_mlp(site, width)
     folder = save_pruned(adapted.model, tmp_path / "pruned")
-    assert bool(native_keys(folder)) == alone
-    images = images_of(adapted)
+    assert bool(read_native_keys(folder)) == loads
+    images = draw_images(adapted)
     with torch.no_grad():
         expected = adapted.model(images)
         torch.testing.assert_close(TransformersModel(plain_load(folder))(images), expected, rtol=1e-6, atol=1e-6)
@@ -131,8 +128,8 @@ def test_transformers_loads_the_widths_that_its_config_can_say(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_gives_the_same_logits_in_onnx(name: str, tmp_path: Path) -> None:
-    pruned = halved(name)
-    images = images_of(pruned)
+    pruned = prune_half(name)
+    images = draw_images(pruned)
     (found,) = export_model(
         pruned.model, tmp_path / "out", formats=[Format("onnx")], images=images, batch_size=2, repeats=1
     )

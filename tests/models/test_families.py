@@ -1,4 +1,4 @@
-"""Every family all the way: mined, scored, pruned by half, saved and loaded; and compensated."""
+"""Every family end to end: mining, scoring, pruning by half, compensation, saving and loading."""
 
 import logging
 
@@ -16,12 +16,12 @@ from pathprune.scoring import ScoringContext, collect_statistics, score
 from tests.families import FAMILIES
 
 
-def images_of(adapted: AdaptedModel, count: int = 3) -> torch.Tensor:
+def draw_images(adapted: AdaptedModel, count: int = 3) -> torch.Tensor:
     return torch.randn(count, *adapted.input_size, generator=torch.Generator().manual_seed(1))
 
 
 def plan_by_paths(adapted: AdaptedModel, images: torch.Tensor) -> PrunePlan:
-    """The half to keep by the share of the attribution over all tokens."""
+    """Keep the half of the neurons with the most attribution mass over all tokens."""
     mass = locate_paths(adapted, images, tokens="all", nodes=2).mass
     by_layer = mass if isinstance(mass, list) else mass.unbind(1)
     scores = {site.name: layer.mean(0) for site, layer in zip(adapted.sites, by_layer, strict=True)}
@@ -34,10 +34,10 @@ def logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_mined_pruned_saved_and_loaded(name, tmp_path, caplog):
+def test_a_model_is_mined_pruned_saved_and_loaded(name, tmp_path, caplog):
     family = FAMILIES[name]
     adapted = adapt(family.make())
-    images = images_of(adapted)
+    images = draw_images(adapted)
     plan = plan_by_paths(adapted, images)
     dense = {site.name: site.width for site in adapted.sites}
     with caplog.at_level(logging.WARNING):
@@ -47,8 +47,8 @@ def test_mined_pruned_saved_and_loaded(name, tmp_path, caplog):
     narrow, unmasked = logits(pruned.model, images), logits(adapted.model, images)
     with masked(adapted, plan=plan):
         expected = logits(adapted.model, images)
-    assert (unmasked - expected).abs().max() > 1e-3 * unmasked.abs().max()  # the mask is no mere formality
-    if family.normed:
+    assert (unmasked - expected).abs().max() > 1e-3 * unmasked.abs().max()  # the removed neurons matter
+    if family.has_norm:
         assert "norm inside, which now sees fewer neurons" in caplog.text
         assert not torch.allclose(narrow, expected, rtol=1e-3, atol=1e-3)
     else:
@@ -62,7 +62,7 @@ def test_mined_pruned_saved_and_loaded(name, tmp_path, caplog):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_kind_of_criterion_scores_every_neuron(name):
     adapted = adapt(FAMILIES[name].make())
-    batches = [(images_of(adapted, 4), torch.tensor([0, 1, 2, 3]))]
+    batches = [(draw_images(adapted, 4), torch.tensor([0, 1, 2, 3]))]
     statistics = collect_statistics(adapted, batches, covariance=True)
     context = ScoringContext(adapted=adapted, batches=batches, mined={}, statistics=statistics, seed=0)
     labelled = ("taylor", "output-sensitivity") if adapted.num_classes else ()
@@ -76,7 +76,7 @@ def test_every_kind_of_criterion_scores_every_neuron(name):
 def test_compensation_brings_the_logits_nearer_to_the_dense_ones(name):
     family = FAMILIES[name]
     adapted = adapt(family.make())
-    images = images_of(adapted, 24)
+    images = draw_images(adapted, 24)
     batches = [(images, torch.zeros(24, dtype=torch.int64))]
     plan = plan_by_paths(adapted, images[:3])
     statistics = collect_statistics(adapted, batches, covariance=True)
@@ -86,9 +86,9 @@ def test_compensation_brings_the_logits_nearer_to_the_dense_ones(name):
         return float((logits(pruned.model, images) - logits(adapted.model, images)).square().mean())
 
     without = error("none")
-    if not family.normed:  # behind a norm that was narrowed, dense statistics are of other rows
+    if not family.has_norm:  # the statistics of the dense model do not hold behind a narrowed norm
         assert error("least-squares") < without
-    if family.scaled:
+    if family.is_scaled:
         assert error("sequential") < without
     else:
         with pytest.raises(ValueError, match=r"'sequential' needs pre-norm blocks.*choose least-squares"):

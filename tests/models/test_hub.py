@@ -1,4 +1,4 @@
-"""Pushing to a hub and loading from it, against a small server that speaks the hub's HTTP API and checks hashes."""
+"""Uploads to a hub and downloads from it, tested on a small server with the hub's HTTP API that checks hashes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pathprune.models.hub import HubError, push_to_hub
 from pathprune.models.loading import load_model
 from pathprune.models.weights import CheckpointError
 
-# the hub's client hands bytes to its HTTP library in a way that this one is about to drop
+# the hub's client passes bytes to its HTTP library by a deprecated argument
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 REPOSITORY = "someone/pruned-vit"
@@ -33,17 +33,17 @@ ARGS = {"img_size": 32, "patch_size": 16, "depth": 1, "embed_dim": 12, "num_head
 
 @dataclass
 class Hub:
-    """What the server holds, and what it does wrong when told to."""
+    """State of the server, and the errors that it makes on request."""
 
     url: str = ""
     stored: dict[str, bytes] = field(default_factory=dict)  # large files by SHA-256
     files: dict[str, bytes] = field(default_factory=dict)
     private: bool | None = None
-    refuse: bool = False
-    lose: str | None = None  # a file that never arrives
+    refuses: bool = False
+    lost_file: str | None = None  # a file that never arrives
 
 
-def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
+def make_handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_: Any) -> None:
             pass
@@ -69,11 +69,13 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             path, body = self.path.partition("?")[0], self.body()
-            if hub.refuse or self.headers.get("Authorization") != "Bearer token-of-the-test":
+            if hub.refuses or self.headers.get("Authorization") != "Bearer token-of-the-test":
                 self.reply({"error": "Invalid credentials"}, 401)
             elif path == "/api/repos/create":
-                asked = json.loads(body)
-                hub.private = asked.get("private") or asked.get("visibility") == "private"  # older and newer clients
+                request = json.loads(body)
+                hub.private = (
+                    request.get("private") or request.get("visibility") == "private"
+                )  # older and newer clients
                 self.reply({"url": f"{hub.url}/{REPOSITORY}"})
             elif path == "/api/validate-yaml":
                 self.reply({"errors": [], "warnings": []})
@@ -131,8 +133,8 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                     hub.files[value["path"]] = base64.b64decode(value["content"])
                 elif line["key"] == "lfsFile":
                     hub.files[value["path"]] = hub.stored[value["oid"]]
-            if hub.lose:
-                hub.files.pop(hub.lose)
+            if hub.lost_file:
+                hub.files.pop(hub.lost_file)
             self.reply({"commitUrl": f"{hub.url}/{REPOSITORY}/commit/{'c' * 40}", "commitOid": "c" * 40})
 
         def info(self, name: str) -> dict[str, Any]:
@@ -149,7 +151,7 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     state = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(state))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), make_handler(state))
     state.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -173,7 +175,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return save_pruned(timm.create_model("vit_tiny_patch16_224", mlp_ratio=2, **ARGS), tmp_path / "pruned-vit")
 
 
-def test_what_was_pushed_loads_by_its_name(hub: Hub, checkpoint: Path) -> None:
+def test_an_uploaded_checkpoint_loads_by_its_name(hub: Hub, checkpoint: Path) -> None:
     pushed = push_to_hub(checkpoint, REPOSITORY, private=True)
     assert hub.files == {file.name: file.read_bytes() for file in checkpoint.iterdir()}
     assert hub.private is True
@@ -187,15 +189,15 @@ def test_what_was_pushed_loads_by_its_name(hub: Hub, checkpoint: Path) -> None:
 
 
 def test_a_file_that_does_not_arrive_is_an_error(hub: Hub, checkpoint: Path) -> None:
-    hub.lose = "model.safetensors"
+    hub.lost_file = "model.safetensors"
     with pytest.raises(HubError, match=r"model\.safetensors did not arrive at someone/pruned-vit"):
         push_to_hub(checkpoint, REPOSITORY)
 
 
-def test_a_refusal_is_one_line_and_exit_code_2(
+def test_a_refused_upload_gives_one_line_and_exit_code_2(
     hub: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hub.refuse = True
+    hub.refuses = True
     monkeypatch.setattr(sys, "argv", ["pathprune", "push", str(checkpoint), REPOSITORY])
     with pytest.raises(SystemExit, match="2"):
         main()
@@ -204,7 +206,7 @@ def test_a_refusal_is_one_line_and_exit_code_2(
     assert "401" in error
 
 
-def test_a_dry_run_contacts_nobody(
+def test_a_dry_run_does_not_contact_the_hub(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["pathprune", "push", str(checkpoint), REPOSITORY, "--dry-run"])
@@ -215,7 +217,7 @@ def test_a_dry_run_contacts_nobody(
     assert "Dry run: nothing was sent to someone/pruned-vit" in printed
 
 
-def test_only_whole_checkpoints_are_pushed(checkpoint: Path, tmp_path: Path) -> None:
+def test_only_complete_checkpoints_are_pushed(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no pruned checkpoint in"):
         push_to_hub(tmp_path, REPOSITORY, dry_run=True)
     (checkpoint / "model.safetensors").unlink()
@@ -223,11 +225,11 @@ def test_only_whole_checkpoints_are_pushed(checkpoint: Path, tmp_path: Path) -> 
         push_to_hub(checkpoint, REPOSITORY, dry_run=True)
 
 
-def test_a_name_that_is_neither_a_folder_nor_on_the_hub_is_one_line(hub: Hub) -> None:
-    with pytest.raises(HubError, match=r"no folder no/such, and no checkpoint .* under this name: .*404"):
+def test_an_unknown_name_gives_one_line(hub: Hub) -> None:
+    with pytest.raises(HubError, match=r"no folder no/such, and no checkpoint of this name could be downloaded .*404"):
         load_pruned("no/such")
 
 
-def test_offline_is_said(checkpoint: Path) -> None:
+def test_the_error_without_a_connection_says_offline(checkpoint: Path) -> None:
     with pytest.raises(HubError, match=r"could not be pushed to someone/pruned-vit: .*offline"):
         push_to_hub(checkpoint, REPOSITORY)

@@ -1,4 +1,4 @@
-"""Loading a model from a folder, a weights file, a timm name, a pruned checkpoint; one clear line for each mistake."""
+"""Loading of models from folders, weights files, timm names and pruned checkpoints; one-line errors for mistakes."""
 
 import argparse
 import fractions
@@ -18,7 +18,7 @@ from torch import nn
 from pathprune.models import loading
 from pathprune.models.checkpoint import save_pruned
 from pathprune.models.loading import load_model
-from tests.families import OpenClipTower, randomised
+from tests.families import OpenClipTower, randomise
 
 NAME = "vit_tiny_patch16_224"
 ARGS = {"patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2}
@@ -44,7 +44,7 @@ def assert_same(a: nn.Module, b: nn.Module) -> None:
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder as timm saves it, weights in float16."""
+    """Write a folder as timm saves it, with float16 weights."""
     folder = tmp_path / "saved"
     folder.mkdir()
     config = {
@@ -95,7 +95,7 @@ def test_a_timm_folder_brings_its_data_config_and_class_names(folder, prefix):
     assert [p.shape for p in again.parameters()] == [p.shape for p in loaded.model.parameters()]
 
 
-def test_demo_is_a_folder_of_the_package(folder, monkeypatch):
+def test_demo_is_a_folder_in_the_package(folder, monkeypatch):
     monkeypatch.setattr(loading, "DEMO_FOLDER", folder)
     assert_same(load_model("demo").model, load_model(str(folder)).model)
     monkeypatch.setattr(loading, "DEMO_FOLDER", folder / "absent")
@@ -111,10 +111,10 @@ def test_a_folder_with_an_unusual_image_size_resizes_the_position_embedding(fold
     assert loaded.model.pos_embed.shape[1] == 1 + 6 * 6
 
 
-def test_random_weights_on_request(folder):
+def test_pretrained_false_gives_random_weights(folder):
     loaded = load_model(str(folder), pretrained=False, num_classes=7)
     assert loaded.model.num_classes == 7
-    assert loaded.class_names is None  # those of the folder are for its own head
+    assert loaded.class_names is None  # the names in the folder are for its own head
     assert not torch.equal(loaded.model.blocks[0].mlp.fc1.weight, make().blocks[0].mlp.fc1.weight)
     assert load_model(NAME, pretrained=False, image_size=32, model_args=ARGS).data_config["input_size"] == (3, 32, 32)
 
@@ -131,8 +131,8 @@ def test_a_torch_checkpoint_is_unwrapped(tmp_path, key, prefix):
 
 
 @pytest.mark.parametrize("prefix", ["visual.", ""])
-def test_weights_of_openclip_go_into_timms_port(tmp_path, prefix):
-    tower = randomised(OpenClipTower()).eval()
+def test_weights_of_openclip_load_into_timms_port(tmp_path, prefix):
+    tower = randomise(OpenClipTower()).eval()
     state = {f"{prefix}{name}": tensor for name, tensor in tower.state_dict().items()}
     torch.save(state | ({"logit_scale": torch.ones(())} if prefix else {}), tmp_path / "weights.bin")
     sizes = {"depth": 2, "embed_dim": 64, "num_heads": 2, "patch_size": 8}
@@ -163,7 +163,7 @@ def test_head_and_image_size_come_from_the_weights(tmp_path):
     assert_same(loaded.model, make(num_classes=3))
 
 
-def test_a_checkpoint_goes_before_the_weights_of_a_folder(folder, tmp_path):
+def test_a_checkpoint_replaces_the_weights_of_a_folder(folder, tmp_path):
     other = make()
     nn.init.ones_(other.head.bias)
     save_file(other.state_dict(), tmp_path / "weights.safetensors")
@@ -180,7 +180,7 @@ def test_a_pruned_folder_is_recognised(tmp_path):
     assert loaded.data_config["input_size"] == (3, 32, 32)
     with pytest.raises(ValueError, match="num_classes=5, which cannot become 6"):
         load_model(str(tmp_path / "pruned"), num_classes=6)
-    with pytest.raises(ValueError, match="leave out checkpoint"):
+    with pytest.raises(ValueError, match="remove checkpoint"):
         load_model(str(tmp_path / "pruned"), checkpoint="weights.pth")
 
 
@@ -188,14 +188,14 @@ def test_a_pruned_folder_is_recognised(tmp_path):
     ("name", "message"),
     [
         ("vit_tinny_patch16_224", r"unknown model 'vit_tinny_patch16_224': .*did you mean vit_tiny_patch16_224"),
-        ("qqqqqqqq", r"unknown model 'qqqqqqqq': .*timm\.list_models\(\) lists them"),
+        ("qqqqqqqq", r"unknown model 'qqqqqqqq': .*timm\.list_models\(\) lists all names"),
         ("vit_tiny_patch16_224.nothing", r"timm cannot make .*Invalid pretrained tag"),
         ("owner/model", r"folder owner/model does not exist; for a model on the hub write hf-hub:owner/model"),
-        ("/nowhere/at/all", r"folder /nowhere/at/all does not exist; give an existing one"),
+        ("/nowhere/at/all", r"folder /nowhere/at/all does not exist; pass an existing folder"),
         ("local-dir:nowhere", r"folder nowhere does not exist"),
     ],
 )
-def test_an_unknown_name_is_one_clear_line(name, message, tmp_path, monkeypatch):
+def test_an_unknown_name_gives_one_clear_line(name, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message) as caught:
         load_model(name)
@@ -203,7 +203,7 @@ def test_an_unknown_name_is_one_clear_line(name, message, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("name", [NAME, "hf-hub:owner/model"])
-def test_no_hub_is_one_clear_line(name, tmp_path, monkeypatch):
+def test_an_unreachable_hub_gives_one_clear_line(name, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match=r"the hub cannot be reached.*pass it as checkpoint") as caught:
@@ -211,9 +211,9 @@ def test_no_hub_is_one_clear_line(name, tmp_path, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_a_new_head_on_hub_weights_is_said(monkeypatch, caplog):
-    model = make(num_classes=7)  # stands in for what timm makes of downloaded weights
-    monkeypatch.setattr(loading.timm, "create_model", lambda name, **arguments: model)
+def test_a_new_head_on_hub_weights_gives_a_warning(monkeypatch, caplog):
+    model = make(num_classes=7)  # a stand-in for a model with downloaded weights
+    monkeypatch.setattr(timm, "create_model", lambda name, **arguments: model)
     with caplog.at_level(logging.WARNING):
         load_model(NAME, num_classes=7)
     assert "weights for 1000 classes: its head for 7 is new and untrained" in caplog.text
@@ -230,7 +230,7 @@ def test_wrong_checkpoint_files_are_refused(tmp_path):
     save_file(make().state_dict(), weights)
     refused(r"head of 5 classes, num_classes asks for 9", checkpoint=weights, num_classes=9)
     refused(
-        r"does not fit the model: 12 missing \(blocks\.2\..*, …\)", checkpoint=weights, model_args=ARGS | {"depth": 3}
+        r"does not match the model: 12 missing \(blocks\.2\..*, …\)", checkpoint=weights, model_args=ARGS | {"depth": 3}
     )
     refused(r"12 unexpected \(blocks\.1\.", checkpoint=weights, model_args=ARGS | {"depth": 1})
     refused(
@@ -240,7 +240,7 @@ def test_wrong_checkpoint_files_are_refused(tmp_path):
 
     no_weights = tmp_path / "notes.txt"
     no_weights.write_text("hello")
-    refused(r"the ending '\.txt'", checkpoint=no_weights)
+    refused(r"the extension '\.txt'", checkpoint=no_weights)
     torch.save({"epoch": 3}, tmp_path / "empty.pth")
     refused(r"holds no state dict, but 1 entries \(epoch\)", checkpoint=tmp_path / "empty.pth")
     (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 cut short")
@@ -266,7 +266,7 @@ def test_a_pickle_is_never_run(tmp_path, save):
 def test_wrong_folders_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match=r"head of 5 classes, num_classes asks for 6"):
         load_model(str(folder), num_classes=6)
-    with pytest.raises(ValueError, match="is a file; give the model's timm name"):
+    with pytest.raises(ValueError, match="is a file; pass the model's timm name"):
         load_model(str(folder / "model.safetensors"))
     save_file(make().state_dict(), tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"has no readable config\.json.*the folder as checkpoint"):
@@ -285,17 +285,17 @@ def test_wrong_folders_are_refused(folder, tmp_path):
         load_model(str(folder))
 
 
-def test_a_folder_of_accelerate_is_a_checkpoint_of_weights_alone(tmp_path):
+def test_a_folder_of_accelerate_loads_as_a_checkpoint(tmp_path):
     accelerator = accelerate.Accelerator(cpu=True)
     accelerator.prepare(make())
     accelerator.save_state(tmp_path / "state")
     loaded = load_model(NAME, checkpoint=tmp_path / "state", model_args=ARGS)
     assert_same(loaded.model, make())
-    with pytest.raises(ValueError, match=r"give the model's timm name, and the folder as checkpoint"):
+    with pytest.raises(ValueError, match=r"pass the model's timm name, and the folder as checkpoint"):
         load_model(str(tmp_path / "state"))
 
 
-def test_a_checkpoint_in_parts_is_put_together(tmp_path):
+def test_a_sharded_checkpoint_is_loaded(tmp_path):
     state = make().state_dict()
     names = sorted(state)
     parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
@@ -308,20 +308,20 @@ def test_a_checkpoint_in_parts_is_put_together(tmp_path):
     with pytest.raises(ValueError, match=r"b\.safetensors does not exist"):
         load_model(NAME, checkpoint=tmp_path, model_args=ARGS)
     (tmp_path / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(ValueError, match="as the index of a checkpoint in parts"):
+    with pytest.raises(ValueError, match="as the index of a sharded checkpoint"):
         load_model(NAME, checkpoint=tmp_path, model_args=ARGS)
 
 
-def test_a_folder_of_a_training_names_its_checkpoints(tmp_path):
+def test_the_error_for_a_folder_of_a_training_names_its_checkpoints(tmp_path):
     for step in ("checkpoint-1000", "checkpoint-500"):
         (tmp_path / step).mkdir()
     for arguments in ({"name": str(tmp_path)}, {"name": NAME, "checkpoint": tmp_path}):
-        with pytest.raises(ValueError, match=r"of a training, checkpoint-500, checkpoint-1000; give one of them"):
+        with pytest.raises(ValueError, match=r"of a training, checkpoint-500, checkpoint-1000; pass one of them"):
             load_model(**arguments)
 
 
-def jax_weights(model: nn.Module) -> dict[str, np.ndarray]:
-    """The weights as the original JAX code names and shapes them."""
+def convert_to_jax(model: nn.Module) -> dict[str, np.ndarray]:
+    """Return the weights with the names and shapes of the original JAX code."""
     heads = model.blocks[0].attn.num_heads
     state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     found = {
@@ -353,8 +353,8 @@ def jax_weights(model: nn.Module) -> dict[str, np.ndarray]:
     return found
 
 
-def test_an_original_npz_is_read_and_its_head_counted(tmp_path, caplog):
-    weights = jax_weights(make(num_classes=3))
+def test_an_original_npz_is_loaded_with_its_head(tmp_path, caplog):
+    weights = convert_to_jax(make(num_classes=3))
     np.savez(tmp_path / "vit.npz", **weights)
     loaded = load_model(NAME, checkpoint=tmp_path / "vit.npz", image_size=32, model_args=ARGS)
     assert_same(loaded.model, make(num_classes=3))
@@ -366,7 +366,7 @@ def test_an_original_npz_is_read_and_its_head_counted(tmp_path, caplog):
         load_model(NAME, checkpoint=tmp_path / "vit.npz", model_args=ARGS | {"depth": 1})
     np.savez(tmp_path / "headless.npz", **{k: v for k, v in weights.items() if not k.startswith("head")})
     load_model(NAME, checkpoint=tmp_path / "headless.npz", image_size=32, num_classes=4, model_args=ARGS)
-    assert "has no head: that of the model, for 4 classes, is untrained" in caplog.text
+    assert "has no head: the model's head for 4 classes is untrained" in caplog.text
     np.savez(tmp_path / "else.npz", something=np.zeros(3))
     with pytest.raises(ValueError, match=r"timm cannot read .*else\.npz into"):
         load_model(NAME, checkpoint=tmp_path / "else.npz", model_args=ARGS)

@@ -1,4 +1,4 @@
-"""Mixed precision: lower in passes alone, and the model as it was afterwards."""
+"""Mixed precision: lower precision within passes only, and an unchanged model afterwards."""
 
 import pytest
 import timm
@@ -15,7 +15,7 @@ def make() -> nn.Module:
     return timm.create_model("vit_tiny_patch16_224", **TINY).eval()
 
 
-def test_passes_are_those_of_autocast_and_the_model_is_left_as_it_was():
+def test_passes_equal_autocast_and_the_model_is_restored():
     model, images = make(), torch.randn(2, 3, 16, 16)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     parameters = list(model.parameters())
@@ -36,7 +36,7 @@ def test_passes_are_those_of_autocast_and_the_model_is_left_as_it_was():
         assert torch.equal(parameter, before[name])
 
 
-def test_the_model_is_left_as_it_was_by_an_error_too():
+def test_the_model_is_restored_after_an_error():
     model = make()
     weight = model.head.weight.clone()
     with pytest.raises(RuntimeError, match="stop"), mixed_precision(model, torch.bfloat16):

@@ -1,4 +1,4 @@
-"""Models at the sizes that people deploy: all of them without memory, and at real width with two blocks."""
+"""Models at deployed sizes: all of them on the meta device, some at full width with two blocks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathprune.pruning.masking import masked
 
 pytestmark = pytest.mark.slow
 
-DEPTHS = {  # timm's name -> MLPs
+DEPTHS = {  # timm name -> number of MLPs
     "vit_tiny_patch16_224": 12,
     "vit_base_patch16_224": 12,
     "vit_large_patch16_384": 24,
@@ -52,7 +52,7 @@ TWO_BLOCKS = (
 )
 
 
-def halved(model: nn.Module) -> tuple[AdaptedModel, PrunePlan, AdaptedModel]:
+def prune_half(model: nn.Module) -> tuple[AdaptedModel, PrunePlan, AdaptedModel]:
     adapted = adapt(model)
     scores = {site.name: torch.arange(site.width) + 0.0 for site in adapted.sites}
     plan = make_plan(scores, sites=adapted.sites, ratio=0.5)
@@ -60,10 +60,10 @@ def halved(model: nn.Module) -> tuple[AdaptedModel, PrunePlan, AdaptedModel]:
 
 
 @pytest.mark.parametrize("name", DEPTHS)
-def test_real_sizes_are_pruned(name: str) -> None:
+def test_models_of_real_size_are_pruned(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name)
-    adapted, _, pruned = halved(model)
+    adapted, _, pruned = prune_half(model)
     assert len(pruned.sites) == DEPTHS[name]
     removed = 0
     for before, after in zip(adapted.sites, pruned.sites, strict=True):
@@ -78,9 +78,9 @@ def test_real_sizes_are_pruned(name: str) -> None:
 
 @pytest.mark.parametrize("name", TWO_BLOCKS)
 @torch.no_grad()
-def test_real_widths_answer_as_if_masked(name: str) -> None:
+def test_pruned_models_of_real_width_equal_masked_ones(name: str) -> None:
     torch.manual_seed(0)
-    adapted, plan, pruned = halved(timm.create_model(name, depth=2).eval())
+    adapted, plan, pruned = prune_half(timm.create_model(name, depth=2).eval())
     images = torch.randn(1, *adapted.input_size)
     with masked(adapted, plan=plan):
         expected = adapted.model(images)

@@ -1,4 +1,4 @@
-"""Transformers models: loaded from what save_pretrained wrote, prepared as their image processor says, saved again."""
+"""Transformers models: loading from save_pretrained's folders, their image processors, and saving of pruned ones."""
 
 import copy
 import json
@@ -13,7 +13,7 @@ from pathprune.models.checkpoint import load_pruned, read_pruned_config, save_pr
 from pathprune.models.loading import load_model
 from pathprune.models.seam import UnsupportedModelError
 from pathprune.pruning import make_plan, prune
-from tests.families import DATA_CONFIG, HF_FAMILIES, randomised
+from tests.families import DATA_CONFIG, HF_FAMILIES, randomise
 
 transformers = pytest.importorskip("transformers")
 
@@ -22,7 +22,7 @@ IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
 def make() -> nn.Module:
-    """A bare model, outside our wrapper."""
+    """Build a bare model, without our wrapper."""
     model = HF_FAMILIES["hf-vit"].make().model
     model.config.id2label = dict(enumerate(NAMES))
     return model
@@ -36,14 +36,14 @@ def logits(model: nn.Module) -> torch.Tensor:
 
 @pytest.fixture
 def folder(tmp_path):
-    """What a fine-tuning leaves: the model and its image processor."""
+    """Write the folder that a fine-tuning leaves: a model and its image processor."""
     make().save_pretrained(tmp_path / "saved")
     processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.1, 0.2, 0.3])
     processor.save_pretrained(tmp_path / "saved")
     return tmp_path / "saved"
 
 
-def test_a_folder_brings_its_labels_and_its_input(folder):
+def test_a_folder_brings_its_labels_and_its_preprocessing(folder):
     loaded = load_model(str(folder))
     assert torch.equal(logits(loaded.model), logits(make()))
     assert loaded.class_names == tuple(NAMES)
@@ -56,7 +56,7 @@ def test_a_bare_model_is_pruned_saved_and_loaded(tmp_path):
     adapted = adapt(make())
     plan = make_plan({site.name: torch.rand(96) for site in adapted.sites}, sites=adapted.sites, ratio=0.5)
     pruned = prune(adapted, plan=plan).model
-    with pytest.raises(ValueError, match=r"how images are prepared .* is unknown; pass data_config"):
+    with pytest.raises(ValueError, match=r"the preprocessing of .* is unknown; pass data_config"):
         save_pruned(pruned, tmp_path / "pruned")
     again = load_pruned(save_pruned(pruned, tmp_path / "pruned", data_config=DATA_CONFIG))
     assert torch.equal(logits(again), logits(pruned))
@@ -64,7 +64,7 @@ def test_a_bare_model_is_pruned_saved_and_loaded(tmp_path):
     loaded = load_model(str(tmp_path / "pruned"))
     assert loaded.data_config == DATA_CONFIG
     assert loaded.class_names == tuple(NAMES)
-    # Transformers' own model is narrowed, and answers in its own way
+    # the Transformers model inside is narrowed and returns its own output class
     assert pruned.model.vit.layers[0].mlp.fc1.out_features == 48
     assert torch.equal(pruned.model(IMAGES).logits, logits(pruned))
 
@@ -83,18 +83,18 @@ def test_a_bare_model_is_pruned_saved_and_loaded(tmp_path):
         ({"size": 32, "do_normalize": False}, {"crop_mode": "center", "mean": (0.0,) * 3, "std": (1.0,) * 3}),
     ],
 )
-def test_the_image_processor_in_timms_words(folder, settings, expected):
+def test_an_image_processor_is_translated_for_timm(folder, settings, expected):
     file = folder / "preprocessor_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
     config = load_model(str(folder)).data_config
     assert {key: config[key] for key in expected} == expected
 
 
-def test_without_an_image_processor_the_assumption_is_said(folder, caplog):
+def test_a_missing_image_processor_gives_a_warning(folder, caplog):
     (folder / "preprocessor_config.json").unlink()
     with caplog.at_level(logging.WARNING):
         assert load_model(str(folder)).data_config["mean"] == (0.5, 0.5, 0.5)
-    assert "a mean and standard deviation of 0.5 are assumed" in caplog.text
+    assert "assuming a mean and standard deviation of 0.5" in caplog.text
 
 
 def test_other_weights_for_the_same_config(folder, tmp_path):
@@ -106,18 +106,18 @@ def test_other_weights_for_the_same_config(folder, tmp_path):
     wide.classifier = nn.Linear(24, 9)
     torch.save(wide.state_dict(), tmp_path / "wide.pth")
     assert load_model(str(folder), checkpoint=tmp_path / "wide.pth").model(IMAGES).shape == (2, 9)
-    with pytest.raises(ValueError, match=r"names of Transformers: give the folder that save_pretrained wrote"):
+    with pytest.raises(ValueError, match=r"names of Transformers: pass the folder that save_pretrained wrote"):
         load_model("vit_tiny_patch16_224", checkpoint=folder)
     random = load_model(str(folder), pretrained=False, num_classes=7).model
     assert logits(random).shape == (2, 7)
 
 
-def test_a_vision_tower_is_taken_out_of_a_model_with_two(tmp_path):
+def test_the_vision_tower_of_a_model_with_two_towers_is_loaded(tmp_path):
     tower = HF_FAMILIES["hf-clip-embedding"].config
     text = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     text |= {"vocab_size": 9, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
     config = transformers.CLIPConfig(vision_config=tower, text_config=text, projection_dim=7)
-    both = randomised(transformers.CLIPModel(config)).eval()
+    both = randomise(transformers.CLIPModel(config)).eval()
     both.save_pretrained(tmp_path / "clip")
     model = load_model(str(tmp_path / "clip")).model
     with torch.no_grad():
@@ -126,31 +126,31 @@ def test_a_vision_tower_is_taken_out_of_a_model_with_two(tmp_path):
         adapt(both)
 
 
-def test_mistakes_are_one_clear_line(folder, tmp_path):
+def test_mistakes_give_one_clear_line(folder, tmp_path):
     def refused(message, source=folder, **arguments):
         with pytest.raises(ValueError, match=message) as caught:
             load_model(str(source), **arguments)
         assert "\n" not in str(caught.value)
 
-    refused(r"head of 5 classes, num_classes asks for 9; leave out", num_classes=9)
+    refused(r"head of 5 classes, num_classes asks for 9; remove", num_classes=9)
     refused(r"num_classes=0 is for timm models", num_classes=0)
     refused(r"takes images of 32 × 32 px, not 64 × 64", image_size=64)
-    refused(r"model argument 'nonsense' is none of the keys of a ViTConfig", model_args={"nonsense": 1})
+    refused(r"model argument 'nonsense' is not a key of ViTConfig", model_args={"nonsense": 1})
     refused(
-        r"model argument hidden_size='wide' cannot be: .* expected int, got str", model_args={"hidden_size": "wide"}
+        r"model argument hidden_size='wide' is invalid: .* expected int, got str", model_args={"hidden_size": "wide"}
     )
     config = json.loads((folder / "config.json").read_text())
     for changed, message in (
         ({"architectures": ["NoSuchModel"]}, "names NoSuchModel, which Transformers does not have"),
         ({"model_type": "nonsense"}, r"Transformers cannot read the config"),
         ({"hidden_size": "wide"}, r"Transformers cannot read the config .* expected int, got str"),
-        ({"architectures": ["ViTModel"]}, r"no fitting weights for .*pooler.* of a ViTModel; train them first"),
+        ({"architectures": ["ViTModel"]}, r"no matching weights for .*pooler.* of a ViTModel; train them first"),
     ):
         (folder / "config.json").write_text(json.dumps(config | changed))
         refused(message)
 
 
-def test_a_config_cannot_name_anything_but_a_model_class(tmp_path):
+def test_a_config_can_only_name_a_model_class(tmp_path):
     adapted = adapt(make())
     save_pruned(adapted.model, tmp_path / "pruned", data_config=DATA_CONFIG)
     file = tmp_path / "pruned" / "config.json"
@@ -161,7 +161,7 @@ def test_a_config_cannot_name_anything_but_a_model_class(tmp_path):
         load_pruned(tmp_path / "pruned")
 
 
-def test_the_model_itself_is_not_changed():
+def test_pruning_does_not_change_the_dense_model():
     model = make()
     before = copy.deepcopy(model.state_dict())
     adapted = adapt(model)
