@@ -1,8 +1,10 @@
-"""Evaluate a classifier on labelled images: what it predicts for each image, and the metrics of that.
+"""Evaluation of a classifier on labelled images, under Accelerate on any device and number of processes.
 
-Runs under Accelerate on any device and number of processes. Everything later (intervals, comparisons, a second run)
-works from the per-image outcomes, which are small, so a model is run once.
+A model is run once. Its outcome for every image is stored in an `Evaluation`, which is small. Metrics, intervals and
+comparisons are computed from evaluations.
 """
+
+# B images of a batch, N images, K classes
 
 from __future__ import annotations
 
@@ -22,6 +24,7 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from pathprune.data import SKIPPED
 from pathprune.evaluation.metrics import (
     Accuracy,
     Agreement,
@@ -37,21 +40,20 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 _FORMAT = "pathprune-evaluation"
 _VERSION = "1"
 _COLUMNS = ("labels", "predictions", "label_ranks", "nll")
-_SKIPPED = -1  # label of a row that stands in for an unreadable image, so that processes have batches of one size
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What a model makes of each of N images, in the loader's order; every array is `[N]`."""
+    """A model's outcome for each of N images, in the loader's order; every array is `[N]`."""
 
     labels: NDArray[np.int64]
     predictions: NDArray[np.int64]
-    label_ranks: NDArray[np.int64]  # 0 where the label is the most likely class
-    nll: NDArray[np.float64]  # -log probability of the label, nats
+    label_ranks: NDArray[np.int64]  # rank of the label's logit; 0: the label is the prediction
+    nll: NDArray[np.float64]  # negative log-likelihood of the label, in nats
     num_classes: int
     class_names: tuple[str, ...] | None = None
     description: str = ""
-    reference_predictions: NDArray[np.int64] | None = None  # the reference model's, for the same images
+    reference_predictions: NDArray[np.int64] | None = None  # of the reference model on the same images
 
     @property
     def num_images(self) -> int:
@@ -59,18 +61,18 @@ class Evaluation:
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        """Which images are classified right."""
+        """Mask of the images that are classified correctly."""
         return np.equal(self.predictions, self.labels)
 
     def summary(self) -> dict[str, Any]:
-        """The metrics, as JSON-ready values: top1, top5, nll, per_class, num_images and, with a reference, agreement.
+        """Return JSON-ready metrics: top1, top5, nll, per_class, num_images, and agreement if there is a reference.
 
-        `top5` is over min(5, number of classes) classes; `per_class` has None for classes without images.
+        `top5` is over the first `min(5, num_classes)` classes. `per_class` has None for a class without images.
         """
-        answers = {"predictions": self.predictions, "references": self.labels}
-        per_class = PerClassAccuracy().compute(**answers, num_classes=self.num_classes)
+        columns = {"predictions": self.predictions, "references": self.labels}
+        per_class = PerClassAccuracy().compute(**columns, num_classes=self.num_classes)
         summary = {
-            "top1": Accuracy().compute(**answers)["accuracy"],
+            "top1": Accuracy().compute(**columns)["accuracy"],
             "top5": TopKAccuracy().compute(label_ranks=self.label_ranks, k=5)["top_k_accuracy"],
             "nll": NegativeLogLikelihood().compute(nll=self.nll)["nll"],
             "per_class": per_class["per_class_accuracy"],
@@ -82,7 +84,7 @@ class Evaluation:
         return summary
 
     def save(self, path: str | Path) -> None:
-        """Write the evaluation to `path` as safetensors; the file appears complete or not at all."""
+        """Write the evaluation to `path` as a safetensors file, atomically."""
         path = Path(path)
         columns = {name: getattr(self, name) for name in _COLUMNS}
         if self.reference_predictions is not None:
@@ -94,7 +96,7 @@ class Evaluation:
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:
-        """Read what `save` wrote; raises `ValueError` for any other file."""
+        """Load an evaluation that `save` wrote; raise `ValueError` for any other file."""
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
@@ -103,8 +105,8 @@ class Evaluation:
             raise ValueError(f"cannot read an evaluation from {path}: {error}") from error
         if (metadata.get("format"), metadata.get("version")) != (_FORMAT, _VERSION):
             raise ValueError(
-                f"{path} is not an evaluation of format {_FORMAT} version {_VERSION}, "
-                f"its metadata says {metadata.get('format')} version {metadata.get('version')}; evaluate again"
+                f"{path} is not an evaluation of format {_FORMAT} version {_VERSION}: its metadata says format "
+                f"{metadata.get('format')} version {metadata.get('version')}; evaluate again"
             )
         about = json.loads(metadata["about"])
         if about["class_names"] is not None:
@@ -122,15 +124,16 @@ def evaluate_model(
     description: str = "model",
     on_progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Classify every image of `loader` (`(images [B, C, H, W], labels [B])`) once, in eval mode, where `model` is.
+    """Classify every image of `loader` once, in eval mode on the model's device, and return the outcomes.
 
-    `loader` may be prepared by `accelerator` or not. With several processes each runs its share of a `DataLoader`, and
-    all return the same complete result. Rows labelled -1 stand for unreadable images and are left out. `reference` is
-    the dense model's evaluation on the same images (for agreement); `on_progress` is called after every batch with the
-    number of images done. The model's modes are restored.
+    `loader` yields `(images [B, C, H, W], labels [B])`; `accelerator` may have prepared it. Each of several processes
+    evaluates its share of a `DataLoader`, and all return the same complete result. Images with the label `SKIPPED`
+    could not be read and are dropped. `reference` is the dense model's evaluation on the same images, from which
+    agreement is computed. `on_progress` is called after every batch with the number of images evaluated. The training
+    mode of every module is restored.
 
-    Raises `ValueError` for a label that the head has no class for, for logits that are not finite (named after
-    `description`), for no images at all, and for a `reference` on other images.
+    Raises `ValueError` for a label without a class in the head, for logits that are not finite, for a loader without
+    readable images, and for a `reference` on other images. Messages name the model by `description`.
     """
     accelerator = accelerator or Accelerator()
     device = model_device(model)
@@ -138,21 +141,24 @@ def evaluate_model(
     done = 0
     num_classes = 0
     with evaluating(model), torch.inference_mode():
-        for images, labels in _sharded(loader, accelerator):
+        for images, labels in _shard(loader, accelerator):
             with accelerator.autocast():
                 logits = model(images.to(device, non_blocking=True))
-            num_classes = _num_classes(logits, len(images), description)
-            outcome = _outcome(logits, labels.to(device)).to(accelerator.device)
-            # every process sees all of the gathered rows, so all of them raise alike and none is left waiting
-            # a single one sees all as it is; gathering would take the end of a loader that is open elsewhere for ours
-            gathered = (outcome if accelerator.num_processes == 1 else accelerator.gather_for_metrics(outcome)).cpu()
-            _check(gathered, num_classes, done, description)
-            parts.append(gathered[gathered[:, 0] != _SKIPPED])
-            done += len(gathered)
+            num_classes = _count_classes(logits, len(images), description)
+            outcomes = _reduce_logits(logits, labels.to(device)).to(accelerator.device)
+            # Every process checks all gathered rows: all raise the same error, and none waits for the others.
+            # A single process does not gather: gather_for_metrics would cut the rows to the last batch of any other
+            # loader that is being iterated, such as the loader of a training epoch.
+            if accelerator.num_processes > 1:
+                outcomes = accelerator.gather_for_metrics(outcomes)
+            outcomes = outcomes.cpu()
+            _check_outcomes(outcomes, num_classes, done, description)
+            parts.append(outcomes[outcomes[:, 0] != SKIPPED])
+            done += len(outcomes)
             if on_progress is not None:
                 on_progress(done)
     if not sum(map(len, parts)):
-        raise ValueError(f"no images to evaluate {description} on: the loader gave none that could be read")
+        raise ValueError(f"no images to evaluate {description} on: no image of the loader can be read; check the data")
     labels_N, predictions_N, ranks_N, nll_N, _ = torch.cat(parts).numpy().T
     result = Evaluation(
         labels=labels_N.astype(np.int64),
@@ -160,7 +166,7 @@ def evaluate_model(
         label_ranks=ranks_N.astype(np.int64),
         nll=nll_N.astype(np.float64),
         num_classes=num_classes,
-        class_names=_checked_names(class_names, num_classes),
+        class_names=_check_class_names(class_names, num_classes),
         description=description,
         reference_predictions=reference.predictions if reference is not None else None,
     )
@@ -170,43 +176,45 @@ def evaluate_model(
 
 
 def check_same_images(a: Evaluation, b: Evaluation) -> None:
-    """Raise `ValueError` unless both hold the same labels in the same order, as paired statistics need."""
+    """Raise `ValueError` unless both evaluations have the same labels in the same order, as paired statistics need."""
     if not np.array_equal(a.labels, b.labels):
         raise ValueError(
             f"'{a.description}' ({a.num_images} images) and '{b.description}' ({b.num_images} images) were not "
-            "evaluated on the same images in the same order; evaluate both on one loader that does not shuffle"
+            "evaluated on the same images in the same order; evaluate both with one loader that does not shuffle"
         )
 
 
-def _sharded(loader: Batches, accelerator: Accelerator) -> Batches:
-    """`loader` with this process's share of the batches."""
+def _shard(loader: Batches, accelerator: Accelerator) -> Batches:
+    """Return a loader with this process's share of the batches."""
     if accelerator.num_processes == 1 or isinstance(loader, DataLoaderShard | DataLoaderDispatcher):
         return loader
     if isinstance(loader, DataLoader):
         return accelerator.prepare_data_loader(loader, device_placement=False)  # type: ignore[no-any-return]
     raise ValueError(
-        f"{accelerator.num_processes} processes can share a torch DataLoader, got {type(loader).__name__}; "
+        f"{accelerator.num_processes} processes can share only a torch DataLoader, got {type(loader).__name__}; "
         "pass a DataLoader or evaluate in one process"
     )
 
 
-def _num_classes(logits: object, num_images: int, description: str) -> int:
+def _count_classes(logits: object, num_images: int, description: str) -> int:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != num_images:
         shape = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"{description} must give logits [{num_images}, classes] for {num_images} images, got {shape}")
+        raise ValueError(
+            f"{description} must return logits [{num_images}, classes] for {num_images} images, got {shape}"
+        )
     return logits.shape[1]
 
 
-def _outcome(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
-    """Reduce logits to five numbers an image: `[B, 5]` label, prediction, rank of the label, nll, all finite?
+def _reduce_logits(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+    """Reduce logits to one row per image: `[B, K]` -> `[B, 5]` label, prediction, rank of the label, nll, is finite.
 
-    Float64 where the device has it: float32 holds class numbers exactly too (up to 2**24).
+    Rows are float64, or float32 on MPS, which lacks float64. Float32 holds class indices exactly up to 2**24.
     """
     logits_BK = logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32))
     num_classes = logits_BK.shape[1]
-    target_B1 = labels_B.clamp(0, num_classes - 1)[:, None]  # labels out of range are reported after gathering
+    target_B1 = labels_B.clamp(0, num_classes - 1)[:, None]  # _check_outcomes reports labels out of range
     own_B1 = logits_BK.gather(1, target_B1)
-    # equal logits rank in class order, as in argmax, so that rank 0 and a right prediction are the same thing
+    # Equal logits rank in class order, as in argmax: rank 0 means that the prediction is the label.
     earlier_BK = torch.arange(num_classes, device=labels_B.device) < target_B1
     ranks_B = ((logits_BK > own_B1) | ((logits_BK == own_B1) & earlier_BK)).sum(dim=1)
     nll_B = -logits_BK.log_softmax(dim=1).gather(1, target_B1)[:, 0]
@@ -215,26 +223,27 @@ def _outcome(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
     return torch.stack([c.to(wide) for c in (labels_B, logits_BK.argmax(dim=1), ranks_B, nll_B, finite_B)], dim=1)
 
 
-def _check(outcome_B5: Tensor, num_classes: int, done: int, description: str) -> None:
-    outside = (outcome_B5[:, 0] < _SKIPPED) | (outcome_B5[:, 0] >= num_classes)
+def _check_outcomes(outcome_B5: Tensor, num_classes: int, done: int, description: str) -> None:
+    """Raise `ValueError` for a label out of range or logits that are not finite; `done` images came before."""
+    outside = (outcome_B5[:, 0] < SKIPPED) | (outcome_B5[:, 0] >= num_classes)
     if outside.any():
         index = int(outside.nonzero()[0])
         raise ValueError(
             f"image {done + index} has the label {int(outcome_B5[index, 0])}, but {description} has {num_classes} "
-            f"classes, 0 to {num_classes - 1}; use a data set with these classes or a model with a head for them"
+            f"classes, 0 to {num_classes - 1}; use a data set with these classes, or a model whose head has more"
         )
     broken = outcome_B5[:, 4] == 0
     if broken.any():
         raise ValueError(
-            f"{description} gives logits that are not finite (NaN or infinite), first for image "
-            f"{done + int(broken.nonzero()[0])}; check its weights, or evaluate it in float32"
+            f"{description} returns logits that are not finite (NaN or infinite), first for image "
+            f"{done + int(broken.nonzero()[0])}; check the weights, or evaluate in float32"
         )
 
 
-def _checked_names(class_names: Iterable[str] | None, num_classes: int) -> tuple[str, ...] | None:
+def _check_class_names(class_names: Iterable[str] | None, num_classes: int) -> tuple[str, ...] | None:
     if class_names is None:
         return None
     names = tuple(class_names)
     if len(names) != num_classes:
-        raise ValueError(f"got {len(names)} class names for a model with {num_classes} classes; give one for each")
+        raise ValueError(f"got {len(names)} class names for a model with {num_classes} classes; give one per class")
     return names

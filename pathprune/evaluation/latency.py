@@ -1,7 +1,7 @@
-"""Latency of several models side by side, in a way that a busy machine does not bias.
+"""Latency of several models, measured in turns so that a busy machine does not favour one of them.
 
-Models take turns (A B C, B C A, …), so that load, heat and clock changes meet all of them alike; medians and quartiles
-are reported, and a speed-up is the median of ratios taken round by round.
+Models take turns (A B C, B C A, …): load, heat and clock changes affect all of them alike. A latency is a median with
+quartiles. A speed-up is the median over rounds of the ratio of two latencies.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from pathprune.models.adapt import evaluating, model_device
 
 @dataclass(frozen=True)
 class LatencyResult:
-    """Times of one forward pass over a batch; `low_ms` and `high_ms` are the quartiles."""
+    """Times of a forward pass over one batch; `low_ms` and `high_ms` are the first and third quartiles."""
 
-    times_ms: tuple[float, ...]  # one a round, the same rounds for all models of one measurement
+    times_ms: tuple[float, ...]  # one per round; all models of a measurement share the rounds
     batch_size: int
     device: str
-    threads: int  # that torch uses on the CPU
+    threads: int  # CPU threads of torch
 
     @property
     def num_runs(self) -> int:
@@ -46,13 +46,13 @@ class LatencyResult:
 
     @property
     def throughput(self) -> float:
-        """Images per second at the median."""
+        """Images per second at the median latency."""
         return 1000 * self.batch_size / self.median_ms
 
 
 @dataclass(frozen=True)
 class Speedup:
-    """How many times faster a model is than another: median and quartiles of the rounds' ratios."""
+    """Ratio of two models' latencies: median and quartiles over rounds; above 1, the second model is faster."""
 
     median: float
     low: float
@@ -67,20 +67,20 @@ def measure_latency(
     warmup: int = 5,
     device: torch.device | str | None = None,
 ) -> dict[str, LatencyResult]:
-    """Time `model(images)` for each of `models` in eval mode, `repeats` times each, in turns.
+    """Measure the latency of `model(images)` for each of `models` in eval mode, `repeats` times each, in turns.
 
-    All run on `device`, by default where the first of them is; every model is put back where it was. The batch size is
-    `len(images)`.
+    All models run on `device`, by default the first model's device, and return to their own device afterwards. The
+    batch size is `len(images)`. Raises `ValueError` if there are no models, or if `repeats` or `warmup` is too small.
     """
     if not models:
-        raise ValueError("no models to measure; give at least one")
+        raise ValueError("no models to measure; pass at least one")
     if repeats < 1 or warmup < 0:
-        raise ValueError(f"latency needs repeats of at least 1 and warmup of at least 0, got {repeats} and {warmup}")
+        raise ValueError(f"repeats must be at least 1 and warmup at least 0, got repeats={repeats} and warmup={warmup}")
     target = torch.device(device) if device is not None else model_device(next(iter(models.values())))
     images = images.to(target)
     with ExitStack() as stack:
         for model in models.values():
-            stack.enter_context(_placed(model, target))
+            stack.enter_context(_move_temporarily(model, target))
             stack.enter_context(evaluating(model))
         stack.enter_context(torch.inference_mode())
         runs = {name: partial(model, images) for name, model in models.items()}
@@ -93,9 +93,9 @@ def measure_latency(
 def time_in_turns(
     runs: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int, device: torch.device
 ) -> dict[str, tuple[float, ...]]:
-    """Milliseconds of every run, `repeats` of each, taking turns (A B C, B C A, …) after `warmup` rounds untimed.
+    """Time every run `repeats` times, in turns (A B C, B C A, …), after `warmup` untimed rounds.
 
-    What `device` was given to do is waited for.
+    Returns milliseconds by run, one per round. Each time includes the work that a run queues on `device`.
     """
     names = list(runs)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -109,7 +109,10 @@ def time_in_turns(
 
 
 def speedup(dense: LatencyResult, pruned: LatencyResult) -> Speedup:
-    """Dense time / pruned time, paired by round; both must come from one `measure_latency`."""
+    """Return dense latency over pruned latency, paired by round.
+
+    Raises `ValueError` if the two do not come from one call of `measure_latency`.
+    """
     if dense.num_runs != pruned.num_runs or dense.batch_size != pruned.batch_size:
         raise ValueError(
             f"latencies of {dense.num_runs} runs at batch {dense.batch_size} and {pruned.num_runs} runs at batch "
@@ -136,13 +139,13 @@ def _synchronize(device: torch.device) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """What a device is called."""
+    """Return a device's name: the GPU's model, or the device type."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 @contextmanager
-def _placed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Hold `model` on `device`, and put it back on leaving."""
+def _move_temporarily(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Move `model` to `device`, in place, and back on exit."""
     home = model_device(model)
     model.to(device)
     try:

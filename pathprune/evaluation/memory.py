@@ -1,4 +1,4 @@
-"""The most memory that tensors hold during one forward pass."""
+"""Peak memory of the tensors in one forward pass."""
 
 from __future__ import annotations
 
@@ -14,25 +14,23 @@ from pathprune.models.adapt import evaluating
 
 
 def peak_memory(model: nn.Module, images: Tensor) -> int:
-    """Bytes held at once, at most, by weights, images and activations while `model(images)` runs where it is.
+    """Return the peak bytes of weights, images and activations while `model(images)` runs on its device.
 
-    Scratch memory inside an operator, and what the allocator keeps in reserve, are not counted: the number is the same
-    on every run and device, up to the operators that a device has fused.
+    Scratch memory inside an operator and memory that the allocator reserves do not count. The number is the same in
+    every run. It differs between devices only where one of them fuses operators.
     """
-    held: dict[int, int] = {
-        tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in _tensors_of(model, images)
-    }
-    with evaluating(model), torch.no_grad(), _Peak(set(held)) as activations:
+    inputs = [*model.parameters(), *model.buffers(), images]
+    sizes = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in inputs}
+    with evaluating(model), torch.no_grad(), _PeakTracker(set(sizes)) as activations:
         model(images)
-    return int(sum(held.values()) + activations.peak)
+    return int(sum(sizes.values()) + activations.peak)
 
 
-def _tensors_of(model: nn.Module, images: Tensor) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers(), images]
+class _PeakTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch gives the base class no types
+    """Context manager that tracks the bytes of the storages that operators allocate, until they are freed.
 
-
-class _Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows the storages that operators make, from when they appear to when nothing refers to them any more."""
+    `known` has the identities of storages that do not count.
+    """
 
     def __init__(self, known: set[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,7 +1,8 @@
-"""Metrics as `evaluate.Metric` modules that live in the package: nothing is fetched from a hub or kept on disk.
+"""Metrics as `evaluate.Metric` classes, which need no hub and leave no files.
 
-Each takes one number per image, so a metric of a million images is a few columns; `evaluate.load` is not needed:
-`Accuracy().compute(predictions=[0, 1], references=[0, 0])` -> `{"accuracy": 0.5}`. All results are fractions.
+Each metric takes one number per image and returns fractions:
+`Accuracy().compute(predictions=[0, 1], references=[0, 0])` -> `{"accuracy": 0.5}`.
+`evaluate.load` is not used, because it downloads the metric's script from the hub.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ _NUMBER = datasets.Value("float64")
 
 
 class _ColumnMetric(evaluate.Metric):  # type: ignore[misc]
-    """A metric over columns of numbers, held in memory."""
+    """A metric over columns of numbers that are kept in memory."""
 
     summary: str
     columns: dict[str, datasets.Value]
 
     def __init__(self) -> None:
-        # `evaluate` makes a cache folder even for a metric that stays in memory: give it one that goes away again
+        # `evaluate` creates a cache folder even for a metric in memory: give it a temporary one.
         with TemporaryDirectory(prefix="pathprune-metric-") as folder:
             super().__init__(keep_in_memory=True, cache_dir=folder)
 
@@ -39,7 +40,7 @@ class _ColumnMetric(evaluate.Metric):  # type: ignore[misc]
 
 
 class Accuracy(_ColumnMetric):
-    """Top-1: the fraction of `predictions` equal to `references` (labels)."""
+    """Top-1 accuracy: the fraction of `predictions` equal to `references` (the labels)."""
 
     summary = "Fraction of images whose predicted class is the label."
     columns = {"predictions": _INTEGER, "references": _INTEGER}  # noqa: RUF012
@@ -49,9 +50,9 @@ class Accuracy(_ColumnMetric):
 
 
 class TopKAccuracy(_ColumnMetric):
-    """The fraction of images whose label ranks among the first `k` (`label_ranks`: 0 is the most likely class).
+    """Top-k accuracy: the fraction of images whose label has one of the `k` largest logits.
 
-    With `k` beyond the number of classes every rank counts.
+    `label_ranks` is 0 for the label with the largest logit. A `k` above the number of classes counts every image.
     """
 
     summary = "Fraction of images whose label is among the k most likely classes."
@@ -64,9 +65,9 @@ class TopKAccuracy(_ColumnMetric):
 
 
 class NegativeLogLikelihood(_ColumnMetric):
-    """The mean of `nll`, each image's negative log probability of its label, in nats."""
+    """Mean of `nll`, the negative log-likelihood of each image's label, in nats."""
 
-    summary = "Mean negative log probability of the label, in nats."
+    summary = "Mean negative log-likelihood of the label, in nats."
     columns = {"nll": _NUMBER}  # noqa: RUF012
 
     def _compute(self, nll: np.ndarray) -> dict[str, float]:
@@ -74,7 +75,7 @@ class NegativeLogLikelihood(_ColumnMetric):
 
 
 class PerClassAccuracy(_ColumnMetric):
-    """Top-1 within each of `num_classes` classes; None for a class that no reference belongs to."""
+    """Top-1 accuracy within each of `num_classes` classes; None for a class without images."""
 
     summary = "Fraction of each class's images whose predicted class is the label."
     columns = {"predictions": _INTEGER, "references": _INTEGER}  # noqa: RUF012
@@ -83,12 +84,12 @@ class PerClassAccuracy(_ColumnMetric):
         self, predictions: np.ndarray, references: np.ndarray, num_classes: int
     ) -> dict[str, Sequence[float | None]]:
         images = np.bincount(references, minlength=num_classes)
-        right = np.bincount(references[predictions == references], minlength=num_classes)
-        return {"per_class_accuracy": [float(r / n) if n else None for r, n in zip(right, images, strict=True)]}
+        correct = np.bincount(references[predictions == references], minlength=num_classes)
+        return {"per_class_accuracy": [float(c / n) if n else None for c, n in zip(correct, images, strict=True)]}
 
 
 class Agreement(_ColumnMetric):
-    """The fraction of images to which a model and its reference (the dense model) give the same class."""
+    """Fraction of images for which a model and its reference (the dense model) predict the same class."""
 
     summary = "Fraction of images whose predicted class is the reference model's."
     columns = {"predictions": _INTEGER, "references": _INTEGER}  # noqa: RUF012

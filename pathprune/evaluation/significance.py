@@ -1,8 +1,11 @@
-"""Which of several models differ: every pair on the same images, corrected for the number of pairs, over several seeds.
+"""Comparisons of several models: every pair, corrected for the number of pairs, over one or more seeds.
 
-With k models there are k (k − 1) / 2 pairs, and at 5 % each, some differ by luck. Holm's step-down procedure (1979)
-keeps the chance of any false "better" in the family at 5 %. Intervals stay those of a single pair.
+`k` models make `k (k - 1) / 2` pairs. If each pair is tested at 5 %, some pairs differ by chance. Holm's step-down
+procedure (1979) keeps the probability of any false verdict in the family of pairs below 5 %. Intervals are not
+corrected: each is the interval of a single pair.
 """
+
+# N images
 
 from __future__ import annotations
 
@@ -11,65 +14,61 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pathprune.evaluation.bootstrap import percentile_interval, resample_counts
 from pathprune.evaluation.evaluator import Evaluation, check_same_images
-from pathprune.evaluation.intervals import (
-    CONFIDENCE,
-    NUM_RESAMPLES,
-    PairedComparison,
-    Retention,
-    compare,
-    percentiles,
-    retention,
-)
-
-_SEED = 0
+from pathprune.evaluation.intervals import PairedComparison, Retention, compare, decide_verdict, retention
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Model `a` against model `b`; `result.verdict` is what is left after the correction, `p_value` is corrected."""
+    """Comparison of model `a` with model `b`; `result` has the corrected p-value and the verdict that follows."""
 
     a: str
     b: str
     result: PairedComparison
 
-    @property
-    def reversed(self) -> Pair:
-        """`b` against `a`."""
+    def swap(self) -> Pair:
+        """Return the comparison of `b` with `a`."""
         low, high = self.result.ci
-        turned = replace(self.result, difference=-self.result.difference, ci=(-high, -low))
-        return Pair(self.b, self.a, _judged(turned))
+        ci = (-high, -low)
+        verdict = decide_verdict(ci, self.result.p_value)
+        return Pair(self.b, self.a, PairedComparison(-self.result.difference, ci, self.result.p_value, verdict))
 
 
 def compare_all(evaluations: Mapping[str, Sequence[Evaluation]]) -> list[Pair]:
-    """Every pair of models, each with one evaluation per seed, as one family under Holm's correction.
+    """Compare every pair of models, with one evaluation per seed and model, as one family under Holm's correction.
 
-    Over several seeds the difference is their mean, its interval resamples images (with all seeds' outcomes of an image
-    together), and `a` counts as better only if it is in every seed: p is the largest of theirs. Raises `ValueError`
-    unless all have the same images and number of seeds.
+    Over several seeds the difference is the mean over seeds. Its interval resamples images, each with the outcomes of
+    all seeds. The p-value is the largest of the seeds' p-values, or 1 if the sign of the difference varies, so that a
+    verdict needs the same direction in every seed.
+
+    Raises `ValueError` if the models have different images or numbers of seeds.
     """
-    pairs = [Pair(a, b, _compare(evaluations[a], evaluations[b])) for a, b in combinations(evaluations, 2)]
+    pairs = [Pair(a, b, _compare_seeds(evaluations[a], evaluations[b])) for a, b in combinations(evaluations, 2)]
     corrected = holm(pair.result.p_value for pair in pairs)
-    return [
-        replace(pair, result=_judged(replace(pair.result, p_value=p))) for pair, p in zip(pairs, corrected, strict=True)
-    ]
+    return [_correct(pair, p_value) for pair, p_value in zip(pairs, corrected, strict=True)]
 
 
 def mean_retention(pruned: Sequence[Evaluation], dense: Evaluation) -> Retention:
-    """Retention averaged over a model's seeds; the interval resamples images, with all seeds' outcomes of an image."""
-    each = [retention(evaluation, dense) for evaluation in pruned]
-    if len(each) == 1:
-        return each[0]
+    """Return the mean retention over seeds; its interval resamples images, each with the outcomes of all seeds."""
+    retentions = [retention(evaluation, dense) for evaluation in pruned]
+    if len(retentions) == 1:
+        return retentions[0]
     outcomes_N2 = np.stack([np.mean([evaluation.correct for evaluation in pruned], axis=0), dense.correct], axis=1)
     values, counts = np.unique(outcomes_N2, axis=0, return_counts=True)
-    kept, of = (_resampled(counts) @ values).T
-    return Retention(float(np.mean([one.value for one in each])), percentiles(kept[of > 0] / of[of > 0]))
+    pruned_correct, dense_correct = (resample_counts(counts) @ values).T
+    is_defined = dense_correct > 0
+    ratios = pruned_correct[is_defined] / dense_correct[is_defined]
+    return Retention(float(np.mean([each.value for each in retentions])), percentile_interval(ratios))
 
 
 def holm(p_values: Iterable[float]) -> list[float]:
-    """Holm's adjusted p-values: the smallest times their number, the next times one less, and so on, never falling."""
+    """Return Holm's adjusted p-values.
+
+    The smallest of `m` p-values is multiplied by `m`, the next by `m - 1`, and so on. An adjusted value is at least as
+    large as the one before it, and at most 1.
+    """
     p = np.fromiter(p_values, dtype=np.float64)
     order = np.argsort(p, kind="stable")
     adjusted = np.empty_like(p)
@@ -77,31 +76,23 @@ def holm(p_values: Iterable[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def _judged(result: PairedComparison) -> PairedComparison:
-    if result.p_value < 1 - CONFIDENCE and (result.ci[0] > 0 or result.ci[1] < 0):
-        return replace(result, verdict="better" if result.ci[0] > 0 else "worse")
-    return replace(result, verdict="tie")
+def _correct(pair: Pair, p_value: float) -> Pair:
+    verdict = decide_verdict(pair.result.ci, p_value)
+    return replace(pair, result=replace(pair.result, p_value=p_value, verdict=verdict))
 
 
-def _compare(a: Sequence[Evaluation], b: Sequence[Evaluation]) -> PairedComparison:
+def _compare_seeds(a: Sequence[Evaluation], b: Sequence[Evaluation]) -> PairedComparison:
+    """Compare two models over seeds; the p-value is not yet corrected."""
     if len(a) != len(b):
         raise ValueError(f"one model has evaluations of {len(a)} seeds, the other of {len(b)}; compare the same seeds")
-    each = [compare(one, other) for one, other in zip(a, b, strict=True)]
-    if len(each) == 1:
-        return each[0]
+    comparisons = [compare(one, other) for one, other in zip(a, b, strict=True)]
+    if len(comparisons) == 1:
+        return comparisons[0]
     for evaluation in a[1:]:
         check_same_images(evaluation, a[0])
     difference_N = np.mean([x.correct.astype(float) - y.correct for x, y in zip(a, b, strict=True)], axis=0)
     values, counts = np.unique(difference_N, return_counts=True)
-    same_sign = len({np.sign(result.difference) for result in each}) == 1
-    return PairedComparison(
-        difference=float(difference_N.mean()),
-        ci=percentiles(_resampled(counts) @ values / len(difference_N)),
-        p_value=max(result.p_value for result in each) if same_sign else 1.0,
-        verdict="tie",  # until the family is known
-    )
-
-
-def _resampled(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Bootstrap how many images have each of some outcomes: `[NUM_RESAMPLES, outcomes]`."""
-    return np.random.default_rng(_SEED).multinomial(counts.sum(), counts / counts.sum(), size=NUM_RESAMPLES)
+    ci = percentile_interval(resample_counts(counts) @ values / len(difference_N))
+    have_same_sign = len({np.sign(each.difference) for each in comparisons}) == 1
+    p_value = max(each.p_value for each in comparisons) if have_same_sign else 1.0
+    return PairedComparison(float(difference_N.mean()), ci, p_value, decide_verdict(ci, p_value))

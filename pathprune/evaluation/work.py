@@ -1,4 +1,4 @@
-"""How much computing something took, whatever it was: multiply-accumulates, forward and backward."""
+"""Counter of multiply-accumulates in forward and backward passes and matrix factorisations."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def _attention_backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: A
     return float(sdpa_backward_flop_count(gradient.shape, q.shape, k.shape, v.shape)) / 2  # type: ignore[no-untyped-call]
 
 
-# kernels that torch's registry leaves out: which of all a model runs depends on the processor
+# Kernels that torch's registry of FLOP counts lacks. The processor decides which attention kernel runs.
 _ATTENTION: Mapping[Any, Callable[..., float]] = {
     _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     _aten._scaled_dot_product_attention_math_for_mps: _attention,
 }
 
-# leading terms of the usual algorithms' counts (Golub & Van Loan, Matrix Computations), which torch does not count
+# Factorisations, which torch does not count: leading terms from Golub & Van Loan, Matrix Computations.
 _FACTORISATIONS: Mapping[Any, Callable[..., float]] = {
     _aten.linalg_cholesky_ex: lambda matrix, *_: len(matrix) ** 3 / 6,
     _aten.linalg_inv_ex: lambda matrix, *_: len(matrix) ** 3,
@@ -38,8 +38,11 @@ _FACTORISATIONS: Mapping[Any, Callable[..., float]] = {
 }
 
 
-class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own has no types
-    """Counts, while open, the multiply-accumulates of matrix products, attention and factorisations in this process."""
+class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch gives the base class no types
+    """Context manager that counts the multiply-accumulates of this process in its attribute `macs`.
+
+    Matrix products, convolutions, attention and matrix factorisations count.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -52,7 +55,7 @@ class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         operation = func._overloadpacket
-        if operation in flop_registry:  # a multiplication and an addition are two operations there
+        if operation in flop_registry:  # FLOPs: one multiply-accumulate is two
             self.macs += flop_registry[operation](*args, **(kwargs or {}), out_val=result) / 2
         elif operation in _ATTENTION:
             self.macs += _ATTENTION[operation](*args)

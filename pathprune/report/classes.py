@@ -17,6 +17,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from pathprune.evaluation import Evaluation
+from pathprune.evaluation.bootstrap import mean_interval
 from pathprune.mining import ClassStats, PathSet
 from pathprune.report.entries import Results
 from pathprune.report.grid import shaded_grid
@@ -80,8 +81,7 @@ def _class_row(name: str, index: int, dense: Evaluation, pruned: Sequence[Evalua
     before, after = _accuracies(index, dense, pruned)
     own_N = dense.labels == index
     change_N = np.mean([evaluation.correct[own_N] for evaluation in pruned], axis=0) - dense.correct[own_N]
-    draws = np.random.default_rng(0).choice(change_N, size=(2000, len(change_N))).mean(axis=1)
-    low, high = np.percentile(draws, [2.5, 97.5])
+    low, high = mean_interval(change_N)
     tone: Tone = "bad" if high < 0 else "good" if low > 0 else ""
     return [
         name,

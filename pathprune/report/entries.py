@@ -160,7 +160,7 @@ class Results:
             if (pair.a, pair.b) == (a.id, b.id):
                 return pair
             if (pair.a, pair.b) == (b.id, a.id):
-                return pair.reversed
+                return pair.swap()
         raise KeyError(f"{a.id} and {b.id} are not of one setting")
 
 

@@ -1,4 +1,4 @@
-"""Make evaluations whose right and wrong answers are given."""
+"""Evaluations with given correct and incorrect predictions."""
 
 import numpy as np
 
@@ -6,14 +6,14 @@ from pathprune.evaluation import Evaluation
 
 
 def evaluation(correct: list[int] | np.ndarray, *, name: str = "model") -> Evaluation:
-    """Two classes, label 0 everywhere; image `i` is classified right where `correct[i]` is true."""
-    right = np.asarray(correct, dtype=bool)
-    wrong = (~right).astype(np.int64)
+    """Return an evaluation of two classes and labels 0 whose image `i` is classified correctly if `correct[i]`."""
+    is_correct = np.asarray(correct, dtype=bool)
+    predictions = (~is_correct).astype(np.int64)
     return Evaluation(
-        labels=np.zeros(len(right), dtype=np.int64),
-        predictions=wrong,
-        label_ranks=wrong,
-        nll=np.where(right, 0.1, 2.0),
+        labels=np.zeros(len(is_correct), dtype=np.int64),
+        predictions=predictions,
+        label_ranks=predictions,
+        nll=np.where(is_correct, 0.1, 2.0),
         num_classes=2,
         description=name,
     )

@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates against hand counts."""
+"""Tests of parameters and multiply-accumulates against hand counts."""
 
 import pytest
 import timm
@@ -12,13 +12,13 @@ from pathprune.pruning import apply_plan, make_plan
 D, PATCH, SIZE, DEPTH, HEADS, CLASSES = 24, 8, 32, 3, 2, 5
 
 
-def make(**args) -> nn.Module:
+def make_vit(**args) -> nn.Module:
     sizes = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": D, "depth": DEPTH, "num_heads": HEADS}
     return timm.create_model("vit_tiny_patch16_224", **sizes, num_classes=CLASSES, **args)
 
 
-def macs_by_hand(widths: list[int], *, patches: int = 16, channels: int = 3) -> tuple[int, int]:
-    """All multiply-accumulates, and those of the MLPs."""
+def count_by_hand(widths: list[int], *, patches: int = 16, channels: int = 3) -> tuple[int, int]:
+    """Return the multiply-accumulates of the whole model and of its MLPs."""
     tokens = patches + 1
     stem = patches * channels * PATCH * PATCH * D
     attention = tokens * D * 3 * D + 2 * tokens * tokens * D + tokens * D * D  # qkv, QK^T and AV, proj
@@ -27,30 +27,30 @@ def macs_by_hand(widths: list[int], *, patches: int = 16, channels: int = 3) -> 
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_macs_of_a_vit_are_those_counted_by_hand(fused):
-    model = make()
+def test_macs_of_a_vit_match_hand_counts(fused):
+    model = make_vit()
     for block in model.blocks:
         block.attn.fused_attn = fused
-    total, mlps = macs_by_hand([4 * D] * DEPTH)
+    total, mlps = count_by_hand([4 * D] * DEPTH)
     assert count_macs(model, SIZE) == total
     assert mlp_mac_share(model, SIZE) == pytest.approx(mlps / total)
 
 
 def test_macs_follow_pruned_widths_and_the_image_size():
-    model = make(dynamic_img_size=True)
+    model = make_vit(dynamic_img_size=True)
     for block, width in zip(model.blocks, (7, 30, 96), strict=True):
         block.mlp.fc1, block.mlp.fc2 = nn.Linear(D, width), nn.Linear(width, D)
-    assert count_macs(model, SIZE) == macs_by_hand([7, 30, 96])[0]
-    assert count_macs(model, (16, 40)) == macs_by_hand([7, 30, 96], patches=10)[0]
+    assert count_macs(model, SIZE) == count_by_hand([7, 30, 96])[0]
+    assert count_macs(model, (16, 40)) == count_by_hand([7, 30, 96], patches=10)[0]
 
 
 def test_macs_do_not_depend_on_mode_or_dtype():
-    model = make(in_chans=1).half().train()
-    assert count_macs(model, SIZE, num_channels=1) == macs_by_hand([4 * D] * DEPTH, channels=1)[0]
+    model = make_vit(in_chans=1).half().train()
+    assert count_macs(model, SIZE, num_channels=1) == count_by_hand([4 * D] * DEPTH, channels=1)[0]
     assert model.training
 
 
-def test_vit_base_is_the_known_one():
+def test_vit_base_has_its_published_size():
     with torch.device("meta"):
         model = timm.create_model("vit_base_patch16_224")
     assert count_params(model) == 86_567_656
@@ -61,8 +61,8 @@ def test_vit_base_is_the_known_one():
 @pytest.mark.parametrize(
     ("kind", "count"), [("params", lambda m: count_params(m)), ("macs", lambda m: count_macs(m, SIZE))]
 )
-def test_what_goes_with_a_neuron_is_what_a_narrower_model_lacks(kind, count):
-    adapted = adapt(make())
+def test_neuron_cost_is_the_difference_to_a_narrower_model(kind, count):
+    adapted = adapt(make_vit())
     cost = neuron_cost(adapted, kind, SIZE)
     by_hand = 2 * D + 1 if kind == "params" else 2 * D * 17  # a row of fc1, its bias, a column of fc2; 17 tokens
     assert cost.per_neuron == {site.name: by_hand for site in adapted.sites}
@@ -73,12 +73,12 @@ def test_what_goes_with_a_neuron_is_what_a_narrower_model_lacks(kind, count):
     assert removed == pytest.approx(0.3, abs=by_hand / cost.total)
 
 
-def test_parameters_are_counted_once():
+def test_shared_parameters_count_once():
     layer = nn.Linear(3, 4)
     assert count_params(nn.Sequential(layer, nn.ReLU(), layer)) == 3 * 4 + 4
 
 
-def test_size_on_disk_adds_files_up(tmp_path):
+def test_size_on_disk_sums_all_files(tmp_path):
     (tmp_path / "a").write_bytes(b"12345")
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "b").write_bytes(b"123")

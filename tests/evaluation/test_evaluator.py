@@ -1,4 +1,4 @@
-"""The evaluator against logits written down by hand, in one process and in two."""
+"""Tests of the evaluator with logits written by hand, in one process and in two."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from pathprune.evaluation import Evaluation, check_same_images, evaluate_model
 
 
 class Lookup(nn.Module):
-    """Classifies images [B, 1, 1, 1] that hold a row number, by the logits in that row."""
+    """A model whose images [B, 1, 1, 1] hold an index into a table of logits."""
 
     def __init__(self, logits: list[list[float]]):
         super().__init__()
@@ -42,11 +42,11 @@ def loader(labels: list[int], batch_size: int = 3) -> DataLoader:
     return DataLoader(dataset(labels), batch_size=batch_size)
 
 
-def test_outcomes_are_those_counted_by_hand():
+def test_outcomes_match_hand_counts():
     seen = []
     result = evaluate_model(Lookup(LOGITS), loader(LABELS), class_names="abc", on_progress=seen.append)
     assert result.labels.tolist() == LABELS
-    assert result.predictions.tolist() == [0, 1, 2, 0]  # equal logits: the first class
+    assert result.predictions.tolist() == [0, 1, 2, 0]  # equal logits: the first class wins
     assert result.label_ranks.tolist() == [0, 1, 2, 1]
     assert result.correct.tolist() == [True, False, False, False]
     expected = [-row[label] + math.log(sum(map(math.exp, row))) for row, label in zip(LOGITS, LABELS, strict=True)]
@@ -55,7 +55,7 @@ def test_outcomes_are_those_counted_by_hand():
     assert seen == [3, 4]
 
 
-def test_summary_is_counted_by_hand():
+def test_summary_matches_hand_counts():
     dense = evaluate_model(Lookup(LOGITS), loader(LABELS))
     pruned = evaluate_model(
         Lookup([[2.0, 0, 0], [0, 0, 3.0], [0, 0, 2.0], [0, 0, 1.0]]), loader(LABELS), reference=dense
@@ -70,18 +70,18 @@ def test_summary_is_counted_by_hand():
     assert "agreement" not in dense.summary()
 
 
-def test_top5_is_not_top1_of_more_than_five_classes():
+def test_top5_of_seven_classes_counts_five_ranks():
     logits = [[float(6 - k) for k in range(7)]] * 3
     assert evaluate_model(Lookup(logits), loader([0, 4, 5])).summary()["top5"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
-def test_batches_do_not_matter(batch_size):
+def test_outcomes_do_not_depend_on_the_batch_size(batch_size):
     result = evaluate_model(Lookup(LOGITS), loader(LABELS, batch_size))
     assert result.predictions.tolist() == [0, 1, 2, 0]
 
 
-def test_a_prepared_loader_and_plain_batches_give_the_same():
+def test_prepared_loader_and_plain_batches_give_equal_outcomes():
     accelerator = Accelerator(cpu=True)
     prepared = accelerator.prepare(loader(LABELS))
     batches = [(images, labels) for images, labels in loader(LABELS)]
@@ -91,15 +91,15 @@ def test_a_prepared_loader_and_plain_batches_give_the_same():
         assert result.label_ranks.tolist() == [0, 1, 2, 1]
 
 
-def test_a_loader_that_is_open_elsewhere_does_not_matter():
-    """Accelerate cuts what it gathers to the last batch of the loader that it is in, such as a training's."""
+def test_evaluation_inside_an_epoch_of_another_loader_sees_all_images():
+    """Accelerate's gather_for_metrics cuts rows to the last batch of the loader that is being iterated."""
     accelerator = Accelerator()
     for _ in accelerator.prepare_data_loader(loader([0] * 7, batch_size=3)):
-        found = evaluate_model(Lookup(LOGITS), loader(LABELS), accelerator=accelerator)
-        assert found.labels.tolist() == LABELS
+        result = evaluate_model(Lookup(LOGITS), loader(LABELS), accelerator=accelerator)
+        assert result.labels.tolist() == LABELS
 
 
-def test_the_model_is_evaluated_in_eval_mode_and_left_as_it_was():
+def test_model_runs_in_eval_mode_and_returns_to_training_mode():
     model = Lookup(LOGITS).train()
     assert evaluate_model(model, loader(LABELS)).predictions.tolist() == [0, 1, 2, 0]  # no dropout
     assert model.training
@@ -107,33 +107,33 @@ def test_the_model_is_evaluated_in_eval_mode_and_left_as_it_was():
     assert model.logits.requires_grad
 
 
-def test_rows_of_unreadable_images_are_left_out():
+def test_unreadable_images_are_dropped():
     result = evaluate_model(Lookup(LOGITS), loader([0, -1, 1, -1], batch_size=2))
     assert result.labels.tolist() == [0, 1]
     assert result.predictions.tolist() == [0, 2]
-    with pytest.raises(ValueError, match="gave none that could be read"):
+    with pytest.raises(ValueError, match="no image of the loader can be read"):
         evaluate_model(Lookup(LOGITS), loader([-1, -1]))
 
 
 @pytest.mark.parametrize(("label", "shown"), [(3, "3"), (1000, "1000"), (-2, "-2")])
-def test_a_label_without_a_class_is_named(label, shown):
+def test_label_without_a_class_raises(label, shown):
     with pytest.raises(ValueError, match=rf"image 3 has the label {shown}, but dense has 3 classes, 0 to 2"):
         evaluate_model(Lookup(LOGITS), loader([0, 2, 1, label], batch_size=2), description="dense")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_logits_that_are_not_finite_are_named(value):
+def test_logits_that_are_not_finite_raise(value):
     logits = [*LOGITS[:3], [0.0, value, 0.0]]
-    with pytest.raises(ValueError, match=r"magnitude gives logits that are not finite .* first for image 3"):
+    with pytest.raises(ValueError, match=r"magnitude returns logits that are not finite .* first for image 3"):
         evaluate_model(Lookup(logits), loader(LABELS, batch_size=2), description="magnitude")
 
 
-def test_other_mistakes_are_named():
+def test_invalid_arguments_raise():
     with pytest.raises(ValueError, match="no images to evaluate"):
         evaluate_model(Lookup(LOGITS), [])
     with pytest.raises(ValueError, match="got 2 class names for a model with 3 classes"):
         evaluate_model(Lookup(LOGITS), loader(LABELS), class_names=["a", "b"])
-    with pytest.raises(ValueError, match=r"must give logits \[3, classes\] for 3 images, got shape \(3, 1, 1, 1\)"):
+    with pytest.raises(ValueError, match=r"must return logits \[3, classes\] for 3 images, got shape \(3, 1, 1, 1\)"):
         evaluate_model(nn.Conv2d(1, 1, 1), loader(LABELS))
     shuffled = evaluate_model(Lookup(LOGITS), loader(LABELS[::-1]))
     with pytest.raises(ValueError, match="not evaluated on the same images in the same order"):
@@ -149,18 +149,18 @@ def test_half_precision_logits_are_summed_in_float32():
     assert result.nll[0] == pytest.approx(-float(exact), rel=1e-5)
 
 
-def test_an_evaluation_is_the_same_when_read_back(tmp_path):
+def test_saved_evaluation_loads_unchanged(tmp_path):
     dense = evaluate_model(Lookup(LOGITS), loader(LABELS))
-    made = evaluate_model(
+    pruned = evaluate_model(
         Lookup(LOGITS), loader(LABELS), reference=dense, class_names=["ä", "b", "c"], description="path 50 %"
     )
-    for original in (dense, made):
+    for original in (dense, pruned):
         original.save(tmp_path / "outcome.safetensors")
-        again = Evaluation.load(tmp_path / "outcome.safetensors")
-        assert again.summary() == original.summary()
+        loaded = Evaluation.load(tmp_path / "outcome.safetensors")
+        assert loaded.summary() == original.summary()
         for name in ("labels", "predictions", "label_ranks", "nll"):
-            np.testing.assert_array_equal(getattr(again, name), getattr(original, name), strict=True)
-        assert (again.class_names, again.description, again.num_classes) == (
+            np.testing.assert_array_equal(getattr(loaded, name), getattr(original, name), strict=True)
+        assert (loaded.class_names, loaded.description, loaded.num_classes) == (
             original.class_names,
             original.description,
             3,
@@ -168,7 +168,7 @@ def test_an_evaluation_is_the_same_when_read_back(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["outcome.safetensors"]
 
 
-def test_other_files_are_no_evaluations(tmp_path):
+def test_other_files_do_not_load(tmp_path):
     from safetensors.numpy import save_file
 
     save_file({"labels": np.zeros(1)}, tmp_path / "other.safetensors")
@@ -207,11 +207,11 @@ try:
     evaluate_model(Lookup(logits), [], accelerator=accelerator)
 except ValueError as error:
     message += str(error)
-found = [[o.labels.tolist() for o in outcomes], [o.predictions.tolist() for o in outcomes], message]
+report = [[o.labels.tolist() for o in outcomes], [o.predictions.tolist() for o in outcomes], message]
 with open({out!r} + str(accelerator.process_index), "w") as file:
-    json.dump(found, file)
+    json.dump(report, file)
 accelerator.wait_for_everyone()
-accelerator.end_training()  # a process that ends with its connections open may be killed by them
+accelerator.end_training()  # open connections can abort a process that exits
 """
 
 
@@ -240,4 +240,4 @@ def test_two_processes_count_every_image_once(tmp_path):
         assert labels == [[0, 0, 1, 2, 3, 6]] * 2
         assert predictions == [[6, 0, 1, 2, 3, 5]] * 2
         assert "image 1 has the label 9" in message
-        assert "2 processes can share a torch DataLoader, got list" in message
+        assert "2 processes can share only a torch DataLoader, got list" in message

@@ -1,4 +1,4 @@
-"""Intervals against closed forms and the slow bootstrap that draws image indices."""
+"""Tests of intervals against closed forms and against the slow bootstrap that draws image indices."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from outcomes import evaluation
 from pathprune.evaluation import compare, retention, top1_ci
 
 
-def test_wilson_interval_is_the_textbooks():
+def test_wilson_interval_matches_its_formula():
     low, high = top1_ci(evaluation([1] * 8 + [0] * 2))
     z, n, p = 1.959963984540054, 10, 0.8  # Wilson 1927
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
@@ -15,50 +15,50 @@ def test_wilson_interval_is_the_textbooks():
     assert (low, high) == pytest.approx((centre - half, centre + half))
 
 
-def test_wilson_keeps_a_width_at_the_ends():
+def test_wilson_interval_has_a_width_at_0_and_100_percent():
     assert top1_ci(evaluation([1] * 20)) == (pytest.approx(0.8389, abs=1e-4), 1.0)
     assert top1_ci(evaluation([0] * 20)) == (0.0, pytest.approx(0.1611, abs=1e-4))
 
 
 def images(seed: int, num: int = 300) -> tuple[np.ndarray, np.ndarray]:
-    """Correlated right and wrong answers of a dense and a pruned model."""
+    """Return correlated outcomes of a pruned and a dense model."""
     rng = np.random.default_rng(seed)
     dense = rng.random(num) < 0.8
     return np.where(rng.random(num) < 0.25, rng.random(num) < 0.3, dense), dense
 
 
-def test_counts_bootstrap_as_images_do():
+def test_bootstrap_of_counts_matches_bootstrap_of_images():
     pruned, dense = images(0)
     rng = np.random.default_rng(1)
     chosen = rng.integers(len(dense), size=(20_000, len(dense)))
-    right_pruned, right_dense = pruned[chosen].sum(axis=1), dense[chosen].sum(axis=1)
+    pruned_correct, dense_correct = pruned[chosen].sum(axis=1), dense[chosen].sum(axis=1)
     kept = retention(evaluation(pruned), evaluation(dense), num_resamples=20_000)
     assert kept.value == pytest.approx(pruned.sum() / dense.sum())
-    assert kept.ci == pytest.approx(np.percentile(right_pruned / right_dense, [2.5, 97.5]), abs=0.004)
-    found = compare(evaluation(pruned), evaluation(dense), num_resamples=20_000)
-    differences = (right_pruned - right_dense) / len(dense)
-    assert found.difference == pytest.approx(pruned.mean() - dense.mean())
-    assert found.ci == pytest.approx(np.percentile(differences, [2.5, 97.5]), abs=0.005)
+    assert kept.ci == pytest.approx(np.percentile(pruned_correct / dense_correct, [2.5, 97.5]), abs=0.004)
+    result = compare(evaluation(pruned), evaluation(dense), num_resamples=20_000)
+    differences = (pruned_correct - dense_correct) / len(dense)
+    assert result.difference == pytest.approx(pruned.mean() - dense.mean())
+    assert result.ci == pytest.approx(np.percentile(differences, [2.5, 97.5]), abs=0.005)
 
 
-def test_pairing_matters():
-    # the same two accuracies: answers that go together tell much more about the difference
-    together = compare(evaluation([1] * 60 + [0] * 40), evaluation([1] * 50 + [0] * 50))
-    apart = compare(evaluation([1] * 60 + [0] * 40), evaluation([0] * 50 + [1] * 50))
-    assert together.difference == apart.difference == pytest.approx(0.1)
-    assert together.ci[1] - together.ci[0] < 0.5 * (apart.ci[1] - apart.ci[0])
-    assert (together.verdict, apart.verdict) == ("better", "tie")
+def test_paired_interval_depends_on_the_pairing():
+    # The accuracies are equal in both comparisons. Outcomes that coincide make the difference more certain.
+    coinciding = compare(evaluation([1] * 60 + [0] * 40), evaluation([1] * 50 + [0] * 50))
+    opposing = compare(evaluation([1] * 60 + [0] * 40), evaluation([0] * 50 + [1] * 50))
+    assert coinciding.difference == opposing.difference == pytest.approx(0.1)
+    assert coinciding.ci[1] - coinciding.ci[0] < 0.5 * (opposing.ci[1] - opposing.ci[0])
+    assert (coinciding.verdict, opposing.verdict) == ("better", "tie")
 
 
-def test_a_model_against_itself_is_a_tie_without_width():
+def test_model_compared_with_itself_is_a_tie_of_zero_width():
     pruned, _ = images(0)
-    found = compare(evaluation(pruned), evaluation(pruned))
-    assert (found.difference, found.ci, found.p_value, found.verdict) == (0.0, (0.0, 0.0), 1.0, "tie")
+    result = compare(evaluation(pruned), evaluation(pruned))
+    assert (result.difference, result.ci, result.p_value, result.verdict) == (0.0, (0.0, 0.0), 1.0, "tie")
     kept = retention(evaluation(pruned), evaluation(pruned))
     assert (kept.value, kept.ci) == (1.0, (1.0, 1.0))
 
 
-def test_verdicts_are_opposite_when_the_models_change_places():
+def test_swapping_the_models_reverses_the_verdict():
     pruned, dense = images(2)
     worse, better = compare(evaluation(pruned), evaluation(dense)), compare(evaluation(dense), evaluation(pruned))
     assert (worse.verdict, better.verdict) == ("worse", "better")
@@ -66,17 +66,17 @@ def test_verdicts_are_opposite_when_the_models_change_places():
     assert worse.p_value == better.p_value
 
 
-def test_a_handful_of_images_is_no_verdict():
-    # 5 images differ, all in favour: no bootstrap percentile reaches 0, but McNemar's p is 2 / 2**5
-    found = compare(evaluation([1] * 100), evaluation([1] * 95 + [0] * 5))
-    assert found.ci[0] > 0
-    assert found.p_value == pytest.approx(0.0625)
-    assert found.verdict == "tie"
+def test_five_differing_images_give_no_verdict():
+    # All five favour one model: the bootstrap interval excludes 0, but McNemar's p is 2 / 2**5.
+    result = compare(evaluation([1] * 100), evaluation([1] * 95 + [0] * 5))
+    assert result.ci[0] > 0
+    assert result.p_value == pytest.approx(0.0625)
+    assert result.verdict == "tie"
     assert compare(evaluation([1] * 100), evaluation([1] * 94 + [0] * 6)).verdict == "better"
 
 
-def test_intervals_repeat_and_follow_the_generator():
-    pruned, dense = (evaluation(right) for right in images(3))
+def test_intervals_are_reproducible_and_follow_the_generator():
+    pruned, dense = (evaluation(correct) for correct in images(3))
     assert compare(pruned, dense) == compare(pruned, dense)
     one, two = (retention(pruned, dense, rng=np.random.default_rng(s), num_resamples=50) for s in (1, 2))
     assert one.value == two.value
@@ -92,13 +92,13 @@ def test_intervals_cover_at_the_stated_rate():
     assert 180 <= covered <= 198  # 95 % of 200, three standard deviations
 
 
-def test_undefined_retention_and_other_images_are_refused():
-    with pytest.raises(ValueError, match="retention is undefined: 'dense' classifies none of 3 images right"):
+def test_undefined_retention_and_other_images_raise():
+    with pytest.raises(ValueError, match="retention is undefined: 'dense' classifies none of 3 images correctly"):
         retention(evaluation([1, 0, 0]), evaluation([0, 0, 0], name="dense"))
     with pytest.raises(ValueError, match="not evaluated on the same images"):
         compare(evaluation([1, 0]), evaluation([1, 0, 1]))
 
 
-def test_resamples_without_a_right_dense_answer_are_left_out():
+def test_resamples_without_a_correct_dense_prediction_are_dropped():
     low, high = retention(evaluation([1, 1, 0]), evaluation([1, 0, 0])).ci
     assert np.isfinite([low, high]).all()

@@ -1,4 +1,4 @@
-"""Latency with a clock that the models move themselves, so that every number is known."""
+"""Tests of latency with a fake clock that the models advance, so that every time is known."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ class Clock:
 
 
 class Slow(nn.Module):
-    """Takes the given seconds, one after the other, on `clock`."""
+    """A model whose forward passes take the given seconds on `clock`, one after the other."""
 
     def __init__(self, name: str, clock: Clock, seconds: list[float]):
         super().__init__()
@@ -42,7 +42,7 @@ def clock(monkeypatch):
 IMAGES = torch.zeros(4, 3, 2, 2)
 
 
-def test_models_take_turns_and_the_first_one_rotates(clock):
+def test_models_take_turns_and_the_first_model_rotates(clock):
     models = {name: Slow(name, clock, [0.001] * 4) for name in "abc"}
     measure_latency(models, IMAGES, repeats=3, warmup=1)
     rounds = ["".join(clock.calls[i : i + 3]) for i in range(0, 12, 3)]
@@ -50,7 +50,7 @@ def test_models_take_turns_and_the_first_one_rotates(clock):
     assert rounds[1:] == ["abc", "bca", "cab"]
 
 
-def test_medians_quartiles_and_throughput_leave_out_the_warmup(clock):
+def test_medians_quartiles_and_throughput_exclude_the_warmup(clock):
     model = Slow("a", clock, [9.0, 9.0, 0.010, 0.020, 0.030, 0.040, 0.500])
     result = measure_latency({"a": model}, IMAGES, repeats=5, warmup=2)["a"]
     assert result.times_ms == pytest.approx((10, 20, 30, 40, 500))
@@ -61,18 +61,18 @@ def test_medians_quartiles_and_throughput_leave_out_the_warmup(clock):
 
 
 def test_speedup_is_paired_by_round(clock):
-    # a load that comes and goes slows both alike: the ratio does not see it, the times do
+    # A load that comes and goes slows both models alike: the times change, the ratio does not.
     load = [1, 10, 1, 5, 1]
     models = {
         "dense": Slow("dense", clock, [0.004 * slower for slower in load]),
         "pruned": Slow("pruned", clock, [0.002 * slower for slower in load]),
     }
     results = measure_latency(models, IMAGES, repeats=5, warmup=0)
-    found = speedup(results["dense"], results["pruned"])
-    assert (found.low, found.median, found.high) == pytest.approx((2, 2, 2))
+    ratio = speedup(results["dense"], results["pruned"])
+    assert (ratio.low, ratio.median, ratio.high) == pytest.approx((2, 2, 2))
 
 
-def test_modes_are_restored(clock):
+def test_training_mode_is_restored(clock):
     model = Slow("a", clock, [0.1]).train()
     measure_latency({"a": model}, IMAGES, repeats=1, warmup=0)
     assert model.training
@@ -88,17 +88,17 @@ def test_models_return_to_their_device(clock, monkeypatch):
     assert result.device == "meta"
 
 
-def test_real_time_passes():
+def test_times_are_positive_with_the_real_clock():
     model = nn.Sequential(*[nn.Linear(64, 64) for _ in range(3)])
     result = measure_latency({"a": model}, torch.zeros(8, 64), repeats=3)["a"]
     assert result.num_runs == 3
     assert all(time > 0 for time in result.times_ms)
 
 
-def test_mistakes_are_named():
+def test_invalid_arguments_raise():
     with pytest.raises(ValueError, match="no models"):
         measure_latency({}, IMAGES)
-    with pytest.raises(ValueError, match="repeats of at least 1 and warmup of at least 0, got 0 and 5"):
+    with pytest.raises(ValueError, match=r"repeats must be .* got repeats=0 and warmup=5"):
         measure_latency({"a": nn.Linear(2, 2)}, IMAGES, repeats=0)
     few, many = LatencyResult((1.0,), 4, "cpu", 1), LatencyResult((1.0, 2.0), 4, "cpu", 1)
     with pytest.raises(ValueError, match="cannot be paired"):

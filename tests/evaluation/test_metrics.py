@@ -1,4 +1,4 @@
-"""Metrics against values counted by hand; nothing is fetched or left on disk."""
+"""Tests of metrics against hand counts, and of their independence from hub and disk."""
 
 import math
 
@@ -16,12 +16,12 @@ from pathprune.evaluation.metrics import (
 METRICS = (Accuracy, Agreement, NegativeLogLikelihood, PerClassAccuracy, TopKAccuracy)
 
 
-def test_accuracy_and_agreement_count_equal_answers():
+def test_accuracy_and_agreement_count_equal_predictions():
     assert Accuracy().compute(predictions=[0, 1, 2, 2], references=[0, 1, 1, 2]) == {"accuracy": 0.75}
     assert Agreement().compute(predictions=[0, 1, 2, 2], references=[1, 1, 1, 1]) == {"agreement": 0.25}
 
 
-def test_accuracy_of_batches_is_that_of_all_images():
+def test_accuracy_of_batches_is_the_accuracy_of_all_images():
     metric = Accuracy()
     metric.add_batch(predictions=[0, 1, 2], references=[0, 1, 1])
     metric.add_batch(predictions=[2], references=[2])
@@ -38,17 +38,17 @@ def test_top_k_needs_a_positive_k():
         TopKAccuracy().compute(label_ranks=[0], k=0)
 
 
-def test_nll_is_a_mean_in_nats():
+def test_nll_is_the_mean_in_nats():
     assert NegativeLogLikelihood().compute(nll=[math.log(2), math.log(8)])["nll"] == pytest.approx(math.log(4))
 
 
-def test_per_class_accuracy_is_none_where_a_class_has_no_images():
+def test_per_class_accuracy_is_none_for_a_class_without_images():
     result = PerClassAccuracy().compute(predictions=[0, 0, 1, 3], references=[0, 0, 0, 3], num_classes=5)
     assert result == {"per_class_accuracy": [pytest.approx(2 / 3), None, None, 1.0, None]}
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_metrics_are_evaluate_modules_that_leave_nothing_on_disk(metric, tmp_path, monkeypatch):
+def test_metrics_are_evaluate_metrics_and_leave_no_files(metric, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert isinstance(metric(), evaluate.Metric)
