@@ -1,0 +1,102 @@
+"""Parts of the site that are written by the package itself: commands, recipe keys, the notebook, project files."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from base64 import b64decode
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parent.parent
+PROJECT_FILES = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are not files in docs/."""
+    for page, name in PROJECT_FILES.items():
+        files.append(File.generated(config, page, content=_as_page((ROOT / name).read_text(encoding="utf-8"))))
+    notebook = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text(encoding="utf-8"))
+    pictures: dict[str, bytes] = {}
+    files.append(File.generated(config, "quickstart.md", content=notebook_page(notebook, pictures)))
+    for name, content in pictures.items():
+        files.append(File.generated(config, name, content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Replace the marks of generated parts, and links to files that the site has as pages."""
+    for mark, part in {"commands": commands, "recipes": shipped_recipes, "keys": recipe_keys}.items():
+        if f"<!-- {mark} -->" in markdown:
+            markdown = markdown.replace(f"<!-- {mark} -->", part())
+    for name, source in {"quickstart.md": "quickstart.ipynb", **PROJECT_FILES}.items():
+        markdown = re.sub(rf"\]\((\.\./)?{re.escape(source)}(#[^)]*)?\)", rf"]({name}\2)", markdown)
+    return markdown
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Refuse a page that would fetch something from another place."""
+    fetched = re.findall(r'<(?:script|img|link(?! rel="canonical"))\b[^>]*(?:src|href)="(?:https?:)?//[^"]+"', output)
+    if fetched:
+        raise PluginError(f"{page.file.src_uri} fetches from elsewhere: {fetched}")
+    return output
+
+
+def commands() -> str:
+    """Return the help of every command as Markdown."""
+    command = [sys.executable, "-m", "typer", "pathprune.cli", "utils", "docs", "--name", "pathprune"]
+    text = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    text = text[text.index("\n## ") :]  # the page has an overview of its own
+    return re.sub(r"^(#+) `pathprune (.*)`$", r"\1 \2", text, flags=re.MULTILINE)
+
+
+def shipped_recipes() -> str:
+    """Return a table of the recipes and of the first line of each."""
+    rows = ["| recipe | |", "|---|---|"]
+    for file in sorted((ROOT / "recipes").glob("*.yaml")):
+        rows.append(f"| `{file.stem}` | {file.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')} |")
+    return "\n".join(rows)
+
+
+def recipe_keys() -> str:
+    """Return the reference recipe, a heading for each of its paragraphs."""
+    text = (ROOT / "recipes" / "reference.yaml").read_text(encoding="utf-8")
+    parts = []
+    for index, paragraph in enumerate(re.split(r"\n\n+", text.partition("\n")[2].strip())):
+        key = re.search(r"^(\w+):", paragraph, flags=re.MULTILINE)
+        heading = "General" if index == 0 or key is None else f"`{key[1]}`"
+        parts.append(f"### {heading}\n\n``` {{ .yaml .wrap }}\n{paragraph}\n```\n")
+    return "\n".join(parts)
+
+
+def notebook_page(notebook: dict[str, Any], pictures: dict[str, bytes]) -> str:
+    """Return a notebook as Markdown; put its pictures, by file name, into `pictures`."""
+    parts = []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            if "image/png" in data:
+                name = f"quickstart-{len(pictures)}.png"
+                pictures[name] = b64decode(data["image/png"])
+                parts.append(f"![Figure drawn by the code above]({name})")
+            elif "text" in output or "text/plain" in data:
+                parts.append(f"```text\n{''.join(output.get('text', data.get('text/plain', []))).rstrip()}\n```")
+    return "\n\n".join(parts)
+
+
+def _as_page(markdown: str) -> str:
+    """Return Markdown of the repository's root with its links as from docs/; files of code are named without a link."""
+    markdown = re.sub(r"\[([^\]]+)\]\((?:pathprune|recipes|tests)/[^)]*\)", r"`\1`", markdown)
+    return markdown.replace("](docs/", "](")
