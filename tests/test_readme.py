@@ -1,4 +1,4 @@
-"""The commands and code of the README and its guides are those that are tested, and their links lead somewhere."""
+"""Commands, code and links of the README and of every page of the documentation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathprune.scoring import score
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(language: str, page: Path) -> list[str]:
@@ -71,16 +71,18 @@ def test_recipes_and_keys_of_the_commands_exist() -> None:
         load_recipe(ROOT / recipe if "/" in recipe else recipe, [quoted or plain for quoted, plain in overrides])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "docs" / "quickstart.ipynb"], ids=lambda page: page.name)
 def test_links_between_the_pages_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", text):
+    for target in re.findall(r"\]\(([^)\s]+)\)|src(?:set)?=\"([^\"]+)\"", text):
         place, _, heading = next(filter(None, target)).partition("#")
         if "://" in place:
             continue
         file = page.parent / place if place else page
         assert file.exists(), f"{page.name} points to {place}, which is not there"
-        assert not heading or heading in headings(file), f"{page.name} points to {place}#{heading}, which is not there"
+        assert file.suffix != ".md" or not heading or heading in headings(file), (
+            f"{page.name} points to {place}#{heading}, which is not there"
+        )
 
 
 def headings(page: Path) -> list[str]:
