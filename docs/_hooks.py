@@ -51,7 +51,7 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
 
 def commands() -> str:
     """Return the help of every command as Markdown."""
-    command = [sys.executable, "-m", "typer", "pathprune.cli", "utils", "docs", "--name", "pathprune"]
+    command = [sys.executable, "-m", "typer", "--app", "_app", "pathprune.cli.app", "utils", "docs"]
     text = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     text = text[text.index("\n## ") :]  # the page has an overview of its own
     return re.sub(r"^(#+) `pathprune (.*)`$", r"\1 \2", text, flags=re.MULTILINE)
