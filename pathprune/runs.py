@@ -1,41 +1,39 @@
-"""The run folder: every artifact's name, written atomically, with the key of the inputs it was made from.
+"""The run folder: artifacts written atomically, each with the key of the inputs that it was computed from.
 
 <run folder>/
 recipe.yaml                     the resolved recipe
 environment.json                versions and device
-keys.json                       artifact -> key of what it was made from
-accuracy/<tokens>.json          agreement of a sample's paths with converged ones, and the number of nodes
-seconds.json                    how long mining, statistics, scores and fits took
+keys.json                       artifact -> key of its inputs
+work.json                       artifact -> seconds and multiply-accumulates that computing it took
+images/mine.safetensors         the sample of images to mine
+accuracy/<tokens>.json          agreement of a sample's paths with converged paths, and the number of nodes
 mined/<tokens>/stats.safetensors, paths.parquet
-mining/<tokens>/                what is finished of a mining that is not
+mining/<tokens>/                finished shards of a mining run in progress
 statistics.safetensors          activation statistics of the calibration images
 scores/<criterion>.safetensors
-damage/<criterion>--<compensation>.json     what narrowing each block alone does to the answers
+damage/<criterion>--<compensation>.json     output damage of narrowing each block alone
 budgets/latency-<ratio>-<key>.json          the rung whose measured latency meets the ratio
-work/                           multiply-accumulates that mining, statistics, scores, damage and fits took
 plans/<variant>.json
-evaluations/<variant>.safetensors   outcome of every evaluation image; in validation/, of a max_drop's
-rows/<variant>.json             the variant's row of metrics.jsonl, latency left out
+evaluations/<variant>.safetensors   outcome of every evaluation image; under validation/, for max_drop
+rows/<variant>.json             the variant's row of metrics.jsonl, without latency
 pruned/<variant>/               checkpoints
 latency.json, metrics.jsonl
-report.html, figures/, tables/  what it comes to, for people and for other programs
-seeds/<seed>/                   the same again for the further seeds of a comparison
-model/, history.json            what `finetune` trained, and the record of its epochs
+report.html, figures/, tables/  results for people and for other programs
+seeds/<seed>/                   the same again for further seeds of a comparison
+model/, history.json            the model that `finetune` trained, and one record per epoch
 recovered/<variant>/            checkpoints of variants that were trained after pruning
-recovering/<variant>/           what is finished of one that is pruned in rounds
-inspect/, inspect.html           what `inspect` measured, and its page
-bench/, bench.json, bench.html  what `bench` measured, and its page
-training/<key>.pt               where an unfinished training goes on
-logs/                           what Accelerate's trackers write
+recovering/<variant>/           finished rounds of a recovery in progress
+inspect/, inspect.html          measurements of `inspect`, and their page
+bench/, bench.json, bench.html  measurements of `bench`, and their page
+training/<key>.pt               state from which an interrupted training resumes
+logs/                           output of Accelerate's trackers
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,23 +41,27 @@ from typing import Any, TypeVar
 import yaml
 from safetensors import SafetensorError
 
-from pathprune.files import remove, write_atomically, write_text
+from pathprune.artifacts import Artifact, load_json
+from pathprune.files import remove, write_text, write_atomically
 from pathprune.recipe import Recipe, RecipeError
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# settings whose further entries only add variants to those that are there
+# settings whose further entries only add variants to the present ones
 _LISTS_OF_VARIANTS = ("score.criteria", "compensation", "prune.ratio", "prune.save")
 
-_SECONDS = "seconds.json"
-_KEYS = "keys.json"  # also what tells a run folder from others
+_KEYS = "keys.json"  # its presence marks a run folder
+_WORK = "work.json"
 
 
-def read_json(file: Path) -> Any:
-    """Plain data from a JSON file."""
-    return json.loads(file.read_text(encoding="utf-8"))
+@dataclass(frozen=True)
+class Work:
+    """Cost of computing an artifact: wall-clock seconds, and multiply-accumulates where they were counted."""
+
+    seconds: float
+    macs: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,11 @@ class RunFolder:
     _used: set[str] = field(default_factory=set)
 
     def claim(self, recipe: Recipe, *, overwrite: bool) -> None:
-        """Make the folder this recipe's own; refuse one with another recipe's results unless told to overwrite.
+        """Take the folder for this recipe.
 
-        A recipe that only asks for more, of the same, goes on from what is there. Overwriting keeps what the new recipe
-        would compute identically. A folder with anything but a run is refused.
+        A recipe that only adds variants continues from the present results. With `overwrite`, artifacts that the new
+        recipe computes from the same inputs stay. Raises `RecipeError` for another recipe's results without
+        `overwrite`, and for a folder that holds anything but a run.
         """
         file = self.path / "recipe.yaml"
         if self.path.exists() and not self.path.is_dir():
@@ -93,131 +96,110 @@ class RunFolder:
             write_text(file, recipe.to_yaml())
 
     def _differences_to(self, recipe: Recipe) -> list[str]:
-        """What of `recipe` differs from the recipe whose results are in the folder."""
+        """List the settings of `recipe` that differ from those of the stored recipe, in recipe order."""
         try:
-            found = yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
+            stored = yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
         except yaml.YAMLError:
-            found = None
-        if not isinstance(found, dict):
+            stored = None
+        if not isinstance(stored, dict):
             return ["its recipe.yaml cannot be read"]
-        asked = recipe.model_dump(mode="json")
-        return [line for key in self._sections_held() for line in _differences(found.get(key), asked[key], key)]
+        new = recipe.model_dump(mode="json")
+        return [line for key in self._binding_sections() for line in _differences(stored.get(key), new[key], key)]
 
-    def _sections_held(self) -> Collection[str]:
-        """The recipe's sections that what is in the folder depends on; a plan or a score is cheap and binds nothing."""
+    def _binding_sections(self) -> Collection[str]:
+        """Return the recipe's sections that the folder's results depend on. Plans and scores bind none."""
         if any((self.path / name).exists() for name in ("metrics.jsonl", "pruned", "model")):
             only_add = ("compare", "inspect", "report", "trackers")
             return [section for section in Recipe.model_fields if section not in only_add]
         mined = (self.path / "mined").exists() or (self.path / "mining").exists()
         return ("seed", "classes", "model", "data", "mine") if mined else ()
 
-    def artifact(
-        self,
-        name: str,
-        *,
-        key: str,
-        make: Callable[[], T],
-        save: Callable[[T, Path], object],
-        load: Callable[[Path], T],
-    ) -> T:
-        """Load the artifact if it was made from the inputs that `key` stands for; otherwise make and save it.
-
-        One that cannot be read is made again. `save` writes a file or a folder, which appears whole or not at all.
-        """
-        found = self.current(name, key=key, load=load)
-        if found:
-            return found[0]
-        file = self.path / name
-        made = make()
-        if self.main:
-            self._forget(name)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with write_atomically(file) as part:
-                save(made, part)
-            self._remember(name, key)
-        return made
-
-    def json_artifact(self, name: str, *, key: str, make: Callable[[], Any]) -> Any:
-        """An artifact of plain JSON data."""
-
-        def save(content: Any, file: Path) -> None:
-            file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-        return self.artifact(name, key=key, make=make, save=save, load=read_json)
-
-    def current(self, name: str, *, key: str, load: Callable[[Path], T]) -> tuple[T] | None:
-        """Load the artifact, as a tuple of one, if it was made from these inputs and can be read."""
-        file = self.path / name
-        if self.is_current(name, key=key):
-            try:
-                return (load(file),)
-            except (SafetensorError, ValueError, KeyError, OSError) as error:
-                log.warning("%s cannot be read and is made again: %s", file, error)
-        return None
-
-    def forget_unused(self, *folders: str) -> None:
-        """Delete artifacts of these folders that this run did not use: those of a recipe that was overwritten."""
-        if self.main:
-            for name in [name for name in self._keys() if name.startswith(folders) and name not in self._used]:
-                self._forget(name)
-
-    def keep(self, name: str, *, key: str) -> None:
-        """Let `forget_unused` leave an artifact, if it was made from these inputs."""
-        self.is_current(name, key=key)
-
-    def forget(self, folder: str) -> None:
-        """Delete what is in a folder of intermediate results, and that it was there."""
-        if self.main:
-            self.write_json(
-                _KEYS, {name: key for name, key in self._keys().items() if not name.startswith(f"{folder}/")}
-            )
-            remove(self.path / folder)
-
-    def is_current(self, name: str, *, key: str) -> bool:
-        """Whether the artifact is there and was made from these inputs; one that is counts as used."""
-        current = (self.path / name).exists() and self._keys().get(name) == key
+    def is_current(self, artifact: Artifact[Any]) -> bool:
+        """Return True if the artifact is stored and its inputs are unchanged; a current artifact counts as used."""
+        current = (self.path / artifact.name).exists() and self._keys().get(artifact.name) == artifact.key
         if current:
-            self._used.add(name)
+            self._used.add(artifact.name)
         return current
 
-    @contextmanager
-    def timed(self, name: str, *, key: str) -> Iterator[None]:
-        """Add the seconds that pass while open to those of this work; what was begun under another key is forgotten."""
-        start = time.perf_counter()
+    def read(self, artifact: Artifact[T]) -> T | None:
+        """Load a current artifact, or return None where it is absent, stale or unreadable."""
+        if not self.is_current(artifact):
+            return None
+        file = self.path / artifact.name
         try:
-            yield
-        finally:
-            passed = time.perf_counter() - start + (self.seconds(name, key=key) or 0)
-            self.write_json(_SECONDS, self._seconds() | {name: {"key": key, "seconds": passed}})
+            return artifact.codec.load(file)
+        except (SafetensorError, ValueError, KeyError, OSError) as error:
+            log.warning("%s cannot be read and is computed again: %s", file, error)
+            return None
 
-    def seconds(self, name: str, *, key: str) -> float | None:
-        """How long this work took, in every run together; None where it was not timed."""
-        found = self._seconds().get(name)
-        return found["seconds"] if found and found["key"] == key else None
+    def write(self, artifact: Artifact[Any], value: Any) -> None:
+        """Store the artifact, from the main process; its file or folder appears whole or not at all."""
+        if self.main:
+            self._discard(artifact.name)
+            file = self.path / artifact.name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with write_atomically(file) as part:
+                artifact.codec.save(value, part)
+            self._used.add(artifact.name)
+            self.write_json(_KEYS, self._keys() | {artifact.name: artifact.key})
 
-    def _seconds(self) -> dict[str, Any]:
-        file = self.path / _SECONDS
-        return read_json(file) if file.exists() else {}
+    def obtain(self, artifact: Artifact[T], compute: Callable[[], T]) -> T:
+        """Load the artifact, or compute and store it."""
+        stored = self.read(artifact)
+        if stored is not None:
+            return stored
+        value = compute()
+        self.write(artifact, value)
+        return value
+
+    def discard_unused(self, *folders: str) -> None:
+        """Delete this run's unused artifacts in these folders: an overwritten recipe left them."""
+        if self.main:
+            for name in [name for name in self._keys() if name.startswith(folders) and name not in self._used]:
+                self._discard(name)
+
+    def discard_folder(self, folder: str) -> None:
+        """Delete a folder of intermediate results, with the keys of its artifacts."""
+        if self.main:
+            kept = {name: key for name, key in self._keys().items() if not name.startswith(f"{folder}/")}
+            self.write_json(_KEYS, kept)
+            remove(self.path / folder)
+
+    def work(self, artifact: Artifact[Any]) -> Work | None:
+        """Return the recorded cost of computing an artifact, or None where none was recorded for its inputs."""
+        entry = self._work().get(artifact.name)
+        return Work(entry["seconds"], entry["macs"]) if entry and entry["key"] == artifact.key else None
+
+    def add_work(self, artifact: Artifact[Any], *, seconds: float = 0.0, macs: float | None = None) -> None:
+        """Record the cost of computing an artifact; an interrupted attempt's seconds add up with the next one's."""
+        before = self.work(artifact) or Work(0.0)
+        entry = {
+            "key": artifact.key,
+            "seconds": before.seconds + seconds,
+            "macs": before.macs if macs is None else macs,
+        }
+        self.write_json(_WORK, self._work() | {artifact.name: entry})
 
     def write_json(self, name: str, content: Any) -> None:
+        """Write plain data as a file of the folder, from the main process."""
         if self.main:
             write_text(self.path / name, json.dumps(content, indent=2) + "\n")
 
-    def write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Rewrite `metrics.jsonl`, one object per evaluated variant."""
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file of the folder, from the main process."""
         if self.main:
-            write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+            write_text(self.path / name, text)
 
     def _keys(self) -> dict[str, str]:
         file = self.path / _KEYS
-        return read_json(file) if file.exists() else {}
+        return load_json(file) if file.exists() else {}
 
-    def _remember(self, name: str, key: str) -> None:
-        self._used.add(name)
-        self.write_json(_KEYS, self._keys() | {name: key})
+    def _work(self) -> dict[str, Any]:
+        file = self.path / _WORK
+        return load_json(file) if file.exists() else {}
 
-    def _forget(self, name: str) -> None:
-        """Remove a stale artifact before it is made again, so that a crash in between cannot leave a mixture."""
+    def _discard(self, name: str) -> None:
+        """Remove an artifact's key, then its file, so that a crash in between leaves no stale key."""
         keys = self._keys()
         if name in keys:
             del keys[name]
@@ -230,12 +212,12 @@ def _differences(old: Any, new: Any, path: str = "") -> Iterable[str]:
         for key in dict.fromkeys([*old, *new]):
             yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
     elif old != new and not _only_adds(old, new, path):
-        there, asked = ("{…}" if isinstance(setting, dict) else repr(setting) for setting in (old, new))
-        yield f"{path}: {there} there, {asked} asked"
+        stored, given = ("{…}" if isinstance(setting, dict) else repr(setting) for setting in (old, new))
+        yield f"{path}: {stored} there, {given} asked"
 
 
 def _only_adds(old: Any, new: Any, path: str) -> bool:
-    """Whether a changed setting keeps every variant that is there, and asks for further ones."""
+    """Return True if a changed setting keeps every present variant and adds further ones."""
     if path == "recover":
         return old is None
     return path in _LISTS_OF_VARIANTS and all(entry in new for entry in old or ())

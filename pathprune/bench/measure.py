@@ -1,9 +1,10 @@
-"""Latency and memory of dense against pruned models: by batch size, eagerly, compiled and in ONNX Runtime."""
+"""Latency and memory of dense and pruned models: by batch size, eager, compiled and in ONNX Runtime."""
 
 from __future__ import annotations
 
 import copy
 import logging
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from pathprune.artifacts import ArtifactKind, json_codec
+from pathprune.bench.groups import Group
 from pathprune.bench.backends import BACKENDS, BackendError, make_run, missing_packages
 from pathprune.evaluation import count_macs, count_params
 from pathprune.evaluation.latency import LatencyResult, device_name, speedup, time_in_turns
@@ -32,11 +35,20 @@ from pathprune.stages.variants import label, variants
 
 log = logging.getLogger(__name__)
 
+BENCH: ArtifactKind[dict[str, BenchTiming]] = ArtifactKind(
+    "bench/{}.json",
+    inputs=("models", "architecture", "backend", "images", "settings", "threads", "device", "machine", "torch"),
+    codec=json_codec(
+        lambda timings: {name: timing.model_dump(mode="json") for name, timing in timings.items()},
+        lambda content: {name: BenchTiming.model_validate(timing) for name, timing in content.items()},
+    ),
+)
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class BenchConfig(BaseModel):
-    """What is measured, and how."""
+    """Settings of a measurement."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -49,93 +61,28 @@ class BenchConfig(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
-@dataclass(frozen=True)
-class Group:
-    """A dense model and narrower ones of the same architecture, by name, on the CPU."""
-
-    name: str
-    dense: nn.Module
-    pruned: Mapping[str, nn.Module]
-    input_size: tuple[int, int, int]
-
-    @property
-    def models(self) -> dict[str, nn.Module]:
-        return {"dense": self.dense, **self.pruned}
-
-
-def bench_groups(
-    targets: Sequence[str], overrides: Sequence[str] = (), *, overwrite: bool = False
-) -> tuple[list[Group], Path]:
-    """The models that `targets` name, and the folder for what is measured.
-
-    A target is a recipe, a run folder (its recipe counts), or a checkpoint that pathprune wrote. Variants of one recipe
-    that have the same widths are measured once. Raises `ValueError` for a target that is none of these.
-    """
-    groups: dict[str, Group] = {}
-    folder = None
-    for target in targets:
-        path = Path(target)
-        if is_pruned_folder(path):
-            _add_checkpoint(groups, path)
-            continue
-        if path.is_dir() and (path / "recipe.yaml").exists():
-            target = str(path / "recipe.yaml")
-            overrides = [*overrides, f"output={path}"]
-        elif path.is_dir():
-            raise ValueError(f"{path} is no checkpoint that pathprune wrote, and no run folder")
-        experiment = Experiment(load_recipe(target, overrides), overwrite=overwrite)
-        groups[target] = _of_recipe(experiment)
-        folder = folder or experiment.folder.path
-    return list(groups.values()), folder or Path("runs") / "bench"
-
-
 def bench(groups: Sequence[Group], config: BenchConfig, *, folder: Path) -> list[BenchRow]:
-    """Measure every model of every group, those of a group in turns; returns a row per model, backend and batch size.
+    """Measure every model of every group and return one row per model, backend and batch size.
 
-    What `folder` holds from an earlier call with the same models, settings and machine is not measured again. A backend
-    that was not asked for by name and cannot run is left out, with a warning.
+    The models of a group take turns. Measurements that `folder` holds for the same models, settings and machine are not
+    repeated. A backend that cannot run is left out with a warning, or refused if `config` names it.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / "keys.json").exists():
         raise ValueError(f"{folder} is not empty and is no run folder; choose another with --output")
     run_folder = RunFolder(folder)
-    device = _device(config.device)
+    device = _choose_device(config.device)
     rows: list[BenchRow] = []
     with _threads(config.threads):
         for group in groups:
             models = _describe_models(group, device)
             for backend in _backends(config):
                 for batch_size in config.batch_sizes:
-                    timings = _measured(
+                    timings = _obtain_timings(
                         group, config, run_folder, backend=backend, batch_size=batch_size, device=device
                     )
                     rows += [BenchRow(**dict(models[name]), **dict(timing)) for name, timing in timings.items()]
     run_folder.write_json("bench.json", [row.to_json() for row in rows])
     return rows
-
-
-def _add_checkpoint(groups: dict[str, Group], path: Path) -> None:
-    """Add a checkpoint, in place, to the group of its architecture."""
-    config = read_pruned_config(path)
-    architecture = config.base
-    key = key_of(architecture=[architecture.name, dict(architecture.args)], size=config.data_config["input_size"])
-    group = groups.get(key)
-    if group is None:
-        dense = architecture.build(data_config=config.data_config, class_names=config.class_names)
-        group = Group(architecture.name, dense, {}, tuple(config.data_config["input_size"]))
-    groups[key] = Group(group.name, group.dense, {**group.pruned, str(path): load_pruned(path)}, group.input_size)
-
-
-def _of_recipe(experiment: Experiment) -> Group:
-    planner = Planner(experiment)
-    by_widths: dict[tuple[int, ...], tuple[str, nn.Module]] = {}
-    for variant in variants(experiment.recipe):
-        plan = planner.plan(variant).plan
-        widths = tuple(len(kept) for kept in plan.kept.values())
-        if widths not in by_widths:
-            name = f"{label(variant.criterion)} at {variant.budget}"
-            by_widths[widths] = name, apply_plan(experiment.adapted, plan=plan).model.cpu()
-    size = tuple(experiment.data_config["input_size"])
-    return Group(experiment.recipe.name, experiment.model.cpu(), dict(by_widths.values()), size)
 
 
 def _describe_models(group: Group, device: torch.device) -> dict[str, BenchedModel]:
@@ -156,37 +103,35 @@ def _describe_models(group: Group, device: torch.device) -> dict[str, BenchedMod
     return models
 
 
-def _measured(
+def _obtain_timings(
     group: Group, config: BenchConfig, folder: RunFolder, *, backend: str, batch_size: int, device: torch.device
 ) -> dict[str, BenchTiming]:
     """Load or measure the timing of each model; return none if the backend cannot run and was not asked for by name."""
     images = torch.randn(batch_size, *group.input_size, generator=torch.Generator().manual_seed(0))
-    key = key_of(
-        models={name: [site.width for site in adapt(model).sites] for name, model in group.models.items()},
-        architecture=str(group.dense),
-        backend=backend,
-        images=list(images.shape),
-        how=config.model_dump(include={"repeats", "warmup", "dtype"}),
-        threads=torch.get_num_threads(),
-        device=device_name(device),
-        torch=torch.__version__,
-    )
+    inputs = {
+        "models": {name: [site.width for site in adapt(model).sites] for name, model in group.models.items()},
+        "architecture": str(group.dense),
+        "backend": backend,
+        "images": list(images.shape),
+        "settings": config.model_dump(include={"repeats", "warmup", "dtype"}),
+        "threads": torch.get_num_threads(),
+        "device": device_name(device),
+        "machine": [platform.node(), platform.machine()],
+        "torch": torch.__version__,
+    }
+    name = f"{backend}-{batch_size}-{BENCH.of('', **inputs).key[:8]}"  # one file per group and settings
 
-    def measure() -> dict[str, dict[str, Any]]:
+    def measure() -> dict[str, BenchTiming]:
         log.info("measuring %s: %s, batches of %d", group.name, backend, batch_size)
-        timings = _measure(group, images.to(device, _DTYPES[config.dtype]), config, backend=backend)
-        return {name: timing.model_dump(mode="json") for name, timing in timings.items()}
+        return _measure(group, images.to(device, _DTYPES[config.dtype]), config, backend=backend)
 
     try:
-        stored: dict[str, dict[str, Any]] = folder.json_artifact(
-            f"bench/{backend}-{batch_size}-{key[:8]}.json", key=key, make=measure
-        )
+        return folder.obtain(BENCH.of(name, **inputs), measure)
     except BackendError as error:
         if config.backends is not None:
             raise
         log.warning("%s, %s, batches of %d: %s", group.name, backend, batch_size, error)
         return {}
-    return {name: BenchTiming.model_validate(timing) for name, timing in stored.items()}
 
 
 def _measure(group: Group, images: Tensor, config: BenchConfig, *, backend: str) -> dict[str, BenchTiming]:
@@ -224,7 +169,7 @@ def _peak(model: nn.Module, images: Tensor) -> int:
 
 
 def _backends(config: BenchConfig) -> list[str]:
-    """Those asked for, or those whose packages are there."""
+    """Return the configured backends, or every backend whose packages are installed."""
     if config.backends is not None:
         return list(config.backends)
     for backend in BACKENDS:
@@ -233,20 +178,20 @@ def _backends(config: BenchConfig) -> list[str]:
     return [backend for backend in BACKENDS if not missing_packages(backend)]
 
 
-def _device(asked: str | None) -> torch.device:
-    if asked is not None:
+def _choose_device(name: str | None) -> torch.device:
+    if name is not None:
         try:
-            torch.zeros(1, device=asked)
+            torch.zeros(1, device=name)
         except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"device '{asked}' cannot be used: {str(error).splitlines()[0]}") from error
-        return torch.device(asked)
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
+            raise ValueError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from error
+        return torch.device(name)
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
 
 
 @contextmanager
 def _threads(number: int | None) -> Iterator[None]:
-    """While open, torch uses so many threads of the CPU."""
+    """Let torch use `number` CPU threads while open; None leaves its own number."""
     before = torch.get_num_threads()
     torch.set_num_threads(number or before)
     try:

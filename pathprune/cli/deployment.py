@@ -40,7 +40,8 @@ def bench(
     """
     from pydantic import ValidationError
 
-    from pathprune.bench.measure import BenchConfig, bench_groups
+    from pathprune.bench.groups import open_groups
+    from pathprune.bench.measure import BenchConfig
     from pathprune.bench.measure import bench as measure
     from pathprune.report.bench import bench_page, bench_table, bench_words
     from pathprune.report.render import write_page
@@ -58,7 +59,7 @@ def bench(
         option = str(first["loc"][0]).replace("_", "-")
         raise ValueError(f"--{option}: {first['msg'].lower()}, got {first['input']!r}") from None
     overrides = [target for target in targets if "=" in target]
-    groups, folder = bench_groups([target for target in targets if "=" not in target], overrides, overwrite=overwrite)
+    groups, folder = open_groups([target for target in targets if "=" not in target], overrides, overwrite=overwrite)
     folder = output or folder
     rows = measure(groups, config, folder=folder)
     write_page(bench_page(rows), folder / "bench.html")

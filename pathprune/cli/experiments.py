@@ -19,14 +19,12 @@ def run(recipe: Recipe, overrides: Overrides = None, overwrite: Overwrite = Fals
     """
     from pathprune.pipeline import run_recipe
     from pathprune.recipe import load_recipe
-    from pathprune.report.rows import VariantRow
     from pathprune.report.tables import comparison_table, verdicts, work_table
 
     result = run_recipe(load_recipe(recipe, overrides or ()), overwrite=overwrite)
     if result.is_main_process:
-        rows = [VariantRow.model_validate(row) for row in result.metrics]
-        console.print(comparison_table(rows))
-        console.print(work_table(rows))
+        console.print(comparison_table(result.rows))
+        console.print(work_table(result.rows))
         console.print("Top-1 in points, with the 95 % interval of the paired difference:")
         assert result.results is not None
         for line in verdicts(result.results):
@@ -44,7 +42,6 @@ def compare(recipe: Recipe, overrides: Overrides = None, overwrite: Overwrite = 
     """
     from pathprune.pipeline import compare_recipe
     from pathprune.recipe import load_recipe
-    from pathprune.report.rows import VariantRow
     from pathprune.report.tables import retention_tables, work_table
     from pathprune.report.verdict import headline
 
@@ -53,7 +50,7 @@ def compare(recipe: Recipe, overrides: Overrides = None, overwrite: Overwrite = 
         assert result.results is not None
         for table in retention_tables(result.results):
             console.print(table)
-        console.print(work_table([VariantRow.model_validate(row) for row in result.metrics]))
+        console.print(work_table(result.rows))
         for sentence in headline(result.results):
             console.print(escape(sentence.replace("`", "")), soft_wrap=True)
         print_run_folder(result.folder)
@@ -126,11 +123,9 @@ def evaluate(recipe: Recipe, overrides: Overrides = None) -> None:
     """
     from pathprune.pipeline import evaluate_recipe
     from pathprune.recipe import load_recipe
-    from pathprune.report.rows import VariantRow
     from pathprune.report.tables import comparison_table
 
-    row = VariantRow.model_validate(evaluate_recipe(load_recipe(recipe, overrides or ())))
-    console.print(comparison_table([row]))
+    console.print(comparison_table([evaluate_recipe(load_recipe(recipe, overrides or ()))]))
 
 
 def finetune(recipe: Recipe, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
@@ -140,12 +135,11 @@ def finetune(recipe: Recipe, overrides: Overrides = None, overwrite: Overwrite =
     """
     from pathprune.pipeline import finetune_recipe
     from pathprune.recipe import load_recipe
-    from pathprune.report.rows import VariantRow
     from pathprune.report.tables import comparison_table
 
     result = finetune_recipe(load_recipe(recipe, overrides or ()), overwrite=overwrite)
     if result.is_main_process:
-        console.print(comparison_table([VariantRow.model_validate(row) for row in result.metrics]))
+        console.print(comparison_table(result.rows))
         print_path("Model", result.folder / "model")
 
 

@@ -1,13 +1,13 @@
-"""The images of each use of a recipe: mining, calibration, training, evaluation."""
+"""The images of each use of a recipe: calibration, training, validation, evaluation, and the candidates for mining."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
@@ -28,84 +28,86 @@ from pathprune.data import (
 from pathprune.data.class_names import class_indices, class_name
 from pathprune.progress import TrackedBatches
 from pathprune.recipe import Recipe
+from pathprune.stages.model import RecipeModel
 
 log = logging.getLogger(__name__)
 
-Use = Literal["mine", "calibrate", "train", "validation", "evaluate"]
+Use = Literal["calibrate", "train", "validation", "evaluate"]
+_Split = Literal["mine", "calibrate", "train", "validation", "evaluate"]
 
-Choose = Callable[[LabelledImages, tuple[str, ...]], LabelledImages]
-"""All images of the mining split, the names of the classes -> the images to mine, labelled with what they count for."""
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of one use, with a hash of each image's content."""
+
+    images: LabelledImages
+    hashes: list[bytes]
+
+    @cached_property
+    def key(self) -> str:
+        """Key of the images, their labels and their order."""
+        content = b"".join(self.hashes) + self.images.labels.tobytes()
+        return hashlib.blake2b(content, digest_size=12).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.images)
 
 
 class Splits:
-    """Images by use, read when first asked for, with labels numbered as the model's classes are."""
+    """Images by use, read on first access, with labels numbered like the model's classes."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        *,
-        num_classes: int | None,
-        model_names: tuple[str, ...] | None,
-        data_config: Mapping[str, Any],
-        choose: Choose,
-    ) -> None:
-        """`num_classes` is None where the model has no classes; `choose` samples the images to mine."""
-        self._recipe, self._num_classes, self._model_names = recipe, num_classes, model_names
-        self._data_config, self._choose = data_config, choose
+    def __init__(self, recipe: Recipe, model: RecipeModel) -> None:
+        """`model` is the whole model, before its head is sliced."""
+        self._recipe = recipe
+        self._num_classes, self._model_names = model.num_classes, model.class_names
+        self._data_config = model.data_config
         self._source = open_source(recipe.data.source, config=recipe.data.config, revision=recipe.data.revision)
-        self._data_names: tuple[str, ...] | None = None  # of the split that was read first
-        self._images: dict[Use, LabelledImages] = {}
-        self._hashes: dict[Use, list[bytes]] = {}
+        self._data_names: tuple[str, ...] | None = None  # of the first split read
+        self._sets: dict[Use, ImageSet] = {}
 
-    def images(self, use: Use) -> LabelledImages:
-        """The images of one use, sampled as the recipe says, without those that cannot be read.
+    def of(self, use: Use) -> ImageSet:
+        """Return the images of one use, sampled as the recipe says, without unreadable ones.
 
-        Training images are only decoded when they are trained on; the trainer skips what it cannot read.
+        Training images are decoded during training only; the trainer skips unreadable ones.
         """
-        if use not in self._images:
+        if use not in self._sets:
             recipe = self._recipe
-            number = {
-                "mine": None,
-                "calibrate": recipe.score.num_images,
-                "evaluate": recipe.evaluate.num_images,
-                "train": None,
-                "validation": None,
-            }[use]
-            images = self._of_classes(self._read(use))
-            if use == "mine":
-                images = self._choose(images, self.class_names)
-            else:
-                seed = recipe.evaluation_seed if use == "evaluate" else recipe.seed
-                images = sample_balanced(images, num_images=number, seed=seed)
-            if use == "train":
-                self._hashes[use] = images.hash_content()
-            else:
-                images, self._hashes[use] = images.drop_unreadable(
-                    max_unreadable=recipe.data.max_unreadable, threads=recipe.data.num_workers
-                )
-            self._images[use] = images
-        return self._images[use]
+            num_images = {"calibrate": recipe.score.num_images, "evaluate": recipe.evaluate.num_images}.get(use)
+            seed = recipe.evaluation_seed if use == "evaluate" else recipe.seed
+            images = sample_balanced(self.candidates(use), num_images=num_images, seed=seed)
+            is_lazy = use == "train"
+            self._sets[use] = ImageSet(images, images.hash_content()) if is_lazy else self.readable(images)
+        return self._sets[use]
 
-    def _read(self, use: Use) -> LabelledImages:
-        """All images of a split, none decoded, with labels numbered as the whole model's classes are."""
+    def candidates(self, use: _Split) -> LabelledImages:
+        """Return all images of a use's split that belong to the recipe's classes, nothing decoded."""
+        return self._select_classes(self._read(use))
+
+    def readable(self, images: LabelledImages) -> ImageSet:
+        """Decode every image once and return the readable ones; raises `DataError` where too many are not."""
+        data = self._recipe.data
+        return ImageSet(*images.drop_unreadable(max_unreadable=data.max_unreadable, threads=data.num_workers))
+
+    def _read(self, use: _Split) -> LabelledImages:
+        """Return all images of a split, nothing decoded, with labels numbered like the whole model's classes."""
         data = self._recipe.data
         split = getattr(data.splits, use)
-        assert split is not None, "the recipe checks that a split which is needed is named"
+        assert split is not None, "the recipe checks that a needed split is named"
         images = read_split(
             self._source,
             split,
             image_column=data.image_column,
             label_column=data.label_column,
-            labels=self._labels_needed(use),
+            labels=self._needed_labels(use),
         )
-        images = self._named_alike(images)
+        images = self._number_by_name(images)
         if self._num_classes is not None:
             check_labels(images, num_classes=self._num_classes)
         self._data_names = self._data_names or images.class_names
         return images.with_transform(evaluation_transform(self._data_config))
 
-    def _of_classes(self, images: LabelledImages) -> LabelledImages:
-        """The images of the recipe's classes, numbered as a sliced head is where the head is sliced."""
+    def _select_classes(self, images: LabelledImages) -> LabelledImages:
+        """Return the images of the recipe's classes, renumbered like the rows of a sliced head."""
         if not self.classes or not images.is_labelled:
             return images
         kept = images.take(np.flatnonzero(np.isin(images.labels, self.classes)))
@@ -123,14 +125,14 @@ class Splits:
 
     @cached_property
     def classes(self) -> tuple[int, ...]:
-        """Indices, in the whole model, of the classes that the recipe names; none: all."""
+        """Indices, in the whole model, of the recipe's classes; empty for all."""
         return tuple(class_indices(self._recipe.classes, self._all_names)) if self._recipe.classes else ()
 
     @cached_property
     def _all_names(self) -> tuple[str, ...]:
         """Names of the whole model's classes: the checkpoint's, else the data set's, else numbers.
 
-        Of a model without classes those of the images to mine, which are all of one where they are unlabelled.
+        A model without classes takes the names of the images to mine, or one class "all" for unlabelled images.
         """
         if self._num_classes is None:
             return self._data_names or self._read("mine").class_names or ("all",)
@@ -139,20 +141,20 @@ class Splits:
             names = self._read("evaluate").class_names if self._data_names is None else self._data_names
         return names if len(names) == self._num_classes else tuple(str(index) for index in range(self._num_classes))
 
-    def _labels_needed(self, use: Use) -> Labels:
+    def _needed_labels(self, use: _Split) -> Labels:
         mine = self._recipe.mine
         if use == "calibrate" or (use == "mine" and (mine.targets == "prediction" or self._num_classes is None)):
             return "any"
-        multi_label = mine.objective is not None and mine.objective.name == "label-probability"
-        return "each" if use == "mine" and multi_label else "one"
+        is_multi_label = mine.objective is not None and mine.objective.name == "label-probability"
+        return "each" if use == "mine" and is_multi_label else "one"
 
-    def _named_alike(self, images: LabelledImages) -> LabelledImages:
-        """The images with their classes numbered as the model's are, where both have names that tell."""
+    def _number_by_name(self, images: LabelledImages) -> LabelledImages:
+        """Number the images' classes like the model's, where both have names and the names match."""
         known = self._model_names or self._data_names
         if not known or images.class_names == known or all(name.isdecimal() for name in images.class_names):
             return images
         if set(images.class_names) <= set(known):
-            log.info("split '%s': classes are numbered by their names, as the model's are", images.split)
+            log.info("split '%s': classes are numbered by their names, like the model's", images.split)
             return images.relabel(known)
         if self._model_names is None:
             raise ValueError(
@@ -161,45 +163,27 @@ class Splits:
             )
         return images  # names of another kind, such as WordNet ids beside words: numbers must do
 
-    def check_disjoint(self, *uses: Use) -> None:
-        """Refuse data in which an evaluation image is also used for `uses`, or one of validation for the others."""
-        self.images("evaluate")
-        if "validation" in uses:
-            self.check_validation(*(use for use in uses if use != "validation"))
-        refuse_overlap(self._hashes["evaluate"], self._hashes_of(uses))
-
-    def check_validation(self, *uses: Use) -> None:
-        """Refuse data in which an image of validation is also used for `uses`."""
-        others = self._hashes_of(uses)
-        self.images("validation")
-        refuse_overlap(self._hashes["validation"], others, purpose="validation")
-
-    def _hashes_of(self, uses: Sequence[Use]) -> dict[str, list[bytes]]:
-        """Hashes of the images by use, as a verb."""
-        for use in uses:
-            self.images(use)
-        return {"validate" if use == "validation" else use: self._hashes[use] for use in uses}
-
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the model's classes; of those that are left in a sliced head."""
+        """Names of the model's classes; with a sliced head, of the remaining ones."""
         if not self._recipe.model.slice_head:
             return self._all_names
         return tuple(self._all_names[index] for index in self.classes)
 
     def batches(self, use: Use, *, batch_size: int) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Re-iterable batches in a fixed order."""
-        return make_loader(self.images(use), batch_size=batch_size, num_workers=self._recipe.data.num_workers)
+        """Return re-iterable batches in a fixed order."""
+        return make_loader(self.of(use).images, batch_size=batch_size, num_workers=self._recipe.data.num_workers)
 
     def calibration(self, description: str, *, num_images: int | None = None) -> TrackedBatches:
-        """Batches of calibration images, the first `num_images` of them, that show a progress bar."""
-        images = self.images("calibrate")
+        """Return batches of the first `num_images` calibration images, with a progress bar named `description`."""
+        images = self.of("calibrate").images
         images = images.take(np.arange(len(images))[:num_images])
         workers, batch_size = self._recipe.data.num_workers, self._recipe.score.batch_size
         return TrackedBatches(make_loader(images, batch_size=batch_size, num_workers=workers), description, len(images))
 
-    def key(self, use: Use) -> str:
-        """Key of the images of one use, their labels and their order."""
-        images = self.images(use)
-        content = b"".join(self._hashes[use]) + images.labels.tobytes()
-        return hashlib.blake2b(content, digest_size=12).hexdigest()
+
+def check_disjoint(
+    held_out: ImageSet, others: Mapping[str, ImageSet], *, purpose: Literal["evaluation", "validation"] = "evaluation"
+) -> None:
+    """Refuse data in which a held-out image is also used otherwise; the keys of `others` are verbs."""
+    refuse_overlap(held_out.hashes, {verb: other.hashes for verb, other in others.items()}, purpose=purpose)

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pathprune.artifacts import ArtifactKind, Codec
 from pathprune.data import LabelledImages, make_loader, sample_balanced
 from pathprune.inspection import (
     SCALING_FACTORS,
@@ -32,7 +33,6 @@ from pathprune.inspection import (
     measure_overlap,
     order_classes,
 )
-from pathprune.keys import key_of
 from pathprune.mining import METHODS, ClassStats, Tokens, score_paths
 from pathprune.models.adapt import model_device
 from pathprune.progress import TrackedBatches
@@ -40,8 +40,35 @@ from pathprune.recipe import Recipe
 from pathprune.report.inspection import Findings, NeuronView, inspection_page
 from pathprune.report.page import Picture
 from pathprune.report.render import write_page
-from pathprune.stages.experiment import Experiment
+from pathprune.stages.experiment import Experiment, open_experiment
 
+
+
+def _save_top_images(top_images: Mapping[int, TopImages], file: Path) -> None:
+    tensors = {f"items.{layer}": each.items.contiguous() for layer, each in top_images.items()}
+    tensors |= {f"activations.{layer}": each.activations.contiguous() for layer, each in top_images.items()}
+    save_file(tensors, file)
+
+
+def _load_top_images(file: Path) -> dict[int, TopImages]:
+    tensors = load_file(file)
+    layers = sorted(int(name.removeprefix("items.")) for name in tensors if name.startswith("items."))
+    return {layer: TopImages(tensors[f"items.{layer}"], tensors[f"activations.{layer}"]) for layer in layers}
+
+
+MEASURES: ArtifactKind[PathMeasures] = ArtifactKind(
+    "inspect/measured.safetensors",
+    inputs=("mining", "num_images", "random_paths", "seed", "factors"),
+    codec=Codec(
+        lambda measures, file: save_file(measures.to_tensors(), file),
+        lambda file: PathMeasures.from_tensors(load_file(file)),
+    ),
+)
+TOP_IMAGES: ArtifactKind[dict[int, TopImages]] = ArtifactKind(
+    "inspect/exciting.safetensors",
+    inputs=("mining", "columns", "number"),
+    codec=Codec(_save_top_images, _load_top_images),
+)
 THUMBNAIL_SIZE = 64  # pixels of the longer side
 
 
@@ -56,10 +83,10 @@ class Inspection:
 
 def inspect_recipe(recipe: Recipe, *, overwrite: bool = False) -> Inspection:
     """Inspect the recipe's model and write `inspect.html`; reuse the results that the run folder already holds."""
-    experiment = Experiment(recipe, overwrite=overwrite)
-    tokens: Tokens = "class" if experiment.adapted.readout else "all"
-    stats = experiment.mined(tokens)  # by all processes
-    with experiment.main_first():
+    experiment = open_experiment(recipe, overwrite=overwrite)
+    tokens: Tokens = "class" if experiment.context.model.adapted.readout else "all"
+    stats = experiment.mining.stats(tokens)  # by all processes
+    with experiment.context.main_first():
         overlap_CC = measure_overlap(stats.count, stats.num_images, top_k=recipe.mine.top_k)
         findings = Findings(
             name=recipe.name,
@@ -80,26 +107,21 @@ def inspect_recipe(recipe: Recipe, *, overwrite: bool = False) -> Inspection:
 def _load_measures(experiment: Experiment, tokens: Tokens) -> PathMeasures:
     """Return the measurements of every kind of path, from the run folder if they are there."""
     recipe = experiment.recipe
-    images = sample_balanced(experiment.splits.images("mine"), num_images=recipe.inspect.num_images, seed=recipe.seed)
-    key = key_of(
-        mining=experiment.mining.key(tokens),
+    images = sample_balanced(experiment.mining.sample.images, num_images=recipe.inspect.num_images, seed=recipe.seed)
+    artifact = MEASURES.of(
+        mining=experiment.mining.artifact(tokens).key,
         num_images=len(images),
         random_paths=recipe.inspect.random_paths,
         seed=recipe.seed,
         factors=SCALING_FACTORS,
     )
-    return experiment.folder.artifact(
-        "inspect/measured.safetensors",
-        key=key,
-        make=lambda: _measure_paths(experiment, images, tokens),
-        save=lambda measures, file: save_file(measures.to_tensors(), file),
-        load=lambda file: PathMeasures.from_tensors(load_file(file)),
-    )
+    return experiment.folder.obtain(artifact, lambda: _measure_paths(experiment, images, tokens))
 
 
 def _measure_paths(experiment: Experiment, images: LabelledImages, tokens: Tokens) -> PathMeasures:
     """Measure every kind of path on `images`; for random paths, the mean over several per image."""
-    recipe, adapted, mining = experiment.recipe, experiment.adapted, experiment.mining
+    recipe, mining = experiment.recipe, experiment.mining
+    adapted, objective = experiment.context.model.adapted, experiment.context.model.objective
     batch_size = 16 if recipe.mine.batch_size == "auto" else recipe.mine.batch_size
     widths = [site.width for site in adapted.sites]
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -114,7 +136,7 @@ def _measure_paths(experiment: Experiment, images: LabelledImages, tokens: Token
             targets,
             paths_BLk,
             factors=tuple(SCALING_FACTORS.values()),
-            objective=mining.objective,
+            objective=objective,
             token_indices=_token_indices(experiment, tokens),
         )
         by_name: dict[str, Effects] = dict(zip(SCALING_FACTORS, effects, strict=True))
@@ -139,7 +161,7 @@ def _measure_paths(experiment: Experiment, images: LabelledImages, tokens: Token
                 rule=recipe.mine.rule,
                 nodes=nodes,
                 tokens=tokens,
-                objective=mining.objective,
+                objective=objective,
             )
             random.append(measure(pixels, mined.targets, paths_BLk, jas_B))
         by_kind["random"] = PathMeasure.mean(random)
@@ -149,16 +171,16 @@ def _measure_paths(experiment: Experiment, images: LabelledImages, tokens: Token
 
 def _token_indices(experiment: Experiment, tokens: Tokens) -> tuple[int, ...] | None:
     """Return the tokens that paths are about; None: all tokens."""
-    return experiment.adapted.readout if tokens == "class" else None
+    return experiment.context.model.adapted.readout if tokens == "class" else None
 
 
 def _view_neurons(experiment: Experiment, tokens: Tokens, stats: ClassStats) -> list[NeuronView]:
     """Return views of the most used neurons of every block: the classes that use them and the images they look for."""
-    config, images = experiment.recipe.inspect, experiment.splits.images("mine")
+    config, images = experiment.recipe.inspect, experiment.mining.sample.images
     columns = find_most_used(stats.count, number=config.neurons_per_block)
     watched = [layer for layer in range(len(columns)) if len(columns[layer])]
-    key = key_of(
-        mining=experiment.mining.key(tokens),
+    artifact = TOP_IMAGES.of(
+        mining=experiment.mining.artifact(tokens).key,
         columns=[layer.tolist() for layer in columns],
         number=config.images_per_neuron,
     )
@@ -167,7 +189,7 @@ def _view_neurons(experiment: Experiment, tokens: Tokens, stats: ClassStats) -> 
         loader = make_loader(images, batch_size=64, num_workers=experiment.recipe.data.num_workers)
         batches = TrackedBatches(loader, "finding the images that activate neurons most", len(images))
         top_images = find_top_images(
-            experiment.adapted,
+            experiment.context.model.adapted,
             batches,
             columns,
             number=config.images_per_neuron,
@@ -175,16 +197,7 @@ def _view_neurons(experiment: Experiment, tokens: Tokens, stats: ClassStats) -> 
         )
         return {layer: top_images[layer] for layer in watched}
 
-    def save(top_images: Mapping[int, TopImages], file: Path) -> None:
-        tensors = {f"items.{layer}": each.items.contiguous() for layer, each in top_images.items()}
-        tensors |= {f"activations.{layer}": each.activations.contiguous() for layer, each in top_images.items()}
-        save_file(tensors, file)
-
-    def load(file: Path) -> dict[int, TopImages]:
-        tensors = load_file(file)
-        return {layer: TopImages(tensors[f"items.{layer}"], tensors[f"activations.{layer}"]) for layer in watched}
-
-    top_images = experiment.folder.artifact("inspect/exciting.safetensors", key=key, make=find, save=save, load=load)
+    top_images = experiment.folder.obtain(artifact, find)
     return [view for layer in watched for view in _view_layer(layer, columns[layer], top_images[layer], stats, images)]
 
 

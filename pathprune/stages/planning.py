@@ -1,16 +1,17 @@
-"""From a variant's budget to its plan: what a budget is measured on, and the search for the rung that meets it."""
+"""The planning stage: from a variant's budget to its plan, with the measurements that a budget needs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from pathprune.artifacts import JSON, Artifact, ArtifactKind, json_codec
 from pathprune.evaluation import neuron_cost, speedup
-from pathprune.keys import key_of
+from pathprune.models.seam import AdaptedModel
 from pathprune.pruning import (
     BudgetError,
     Cost,
@@ -30,59 +31,98 @@ from pathprune.pruning.budget import (
     search_measured_rung,
     search_narrowest_rung,
 )
-from pathprune.stages.experiment import Experiment
-from pathprune.stages.latency import timed, timing_key
+from pathprune.stages.context import Context
+from pathprune.stages.evaluation import Evaluator
+from pathprune.stages.images import Splits, check_disjoint
+from pathprune.stages.latency import Stopwatch
+from pathprune.stages.mining import Mining
+from pathprune.stages.pruning import Pruning
+from pathprune.stages.scoring import Scoring
 from pathprune.stages.variants import Variant, label
 
 _DAMAGE_SHARES = (0.75, 0.5, 0.35, 0.2, 0.1, 0.05, 0.0)  # kept of each block where damage is measured; 0: the least
 _DAMAGE_IMAGES = 256
 
 
+class TimedRung(NamedTuple):
+    """The rung of a ladder that meets a latency budget, and the share of latency that it removes."""
+
+    rung: int
+    share: ShareEstimate
+
+
+DAMAGE: ArtifactKind[dict[str, Curve]] = ArtifactKind(
+    "damage/{}--{}.json",
+    inputs=("model", "models", "calibration", "num_images", "head"),
+    codec=JSON,
+)
+LATENCY_BUDGET: ArtifactKind[TimedRung] = ArtifactKind(
+    "budgets/latency-{}.json",
+    inputs=("ladder", "ratio", "setting"),
+    codec=json_codec(
+        lambda timed: {"rung": timed.rung, **timed.share._asdict()},
+        lambda content: TimedRung(content.pop("rung"), ShareEstimate(**content)),
+    ),
+)
+
+
 @dataclass(frozen=True)
 class Planned:
-    """A plan, and what it comes to in the terms of its budget."""
+    """A plan, and its result in the terms of its budget."""
 
     plan: PrunePlan
     reached: float  # share removed, or points lost on the validation images
-    spread: tuple[float, float] | None = None  # quartiles, where the share was timed
-    work: float | None = 0.0  # multiply-accumulates of measuring damage, where they were counted
+    spread: tuple[float, float] | None = None  # quartiles of a share of latency
+    damage: Artifact[Any] | None = None  # the damage curves that set the widths
 
 
-@dataclass(frozen=True)
 class Planner:
-    """Plans for the variants of one experiment. All processes plan alike; the main one measures."""
+    """Plans of a recipe's variants. All processes plan alike; the main process measures."""
 
-    experiment: Experiment
+    def __init__(
+        self,
+        context: Context,
+        splits: Splits,
+        mining: Mining,
+        scoring: Scoring,
+        pruning: Pruning,
+        evaluator: Evaluator,
+        stopwatch: Stopwatch,
+    ) -> None:
+        self._context, self._splits, self._mining = context, splits, mining
+        self._scoring, self._pruning = scoring, pruning
+        self._evaluator, self._stopwatch = evaluator, stopwatch
+        self._config = context.recipe.prune
 
     def plan(self, variant: Variant) -> Planned:
-        """Which neurons a variant keeps. Raises BudgetError, with the nearest plan, where none meets its budget."""
-        config = self.experiment.recipe.prune
-        damage, work = self._damage(variant) if config.normalize == "damage" else (None, 0.0)
+        """Choose the neurons that a variant keeps; raises `BudgetError`, naming the nearest plan, where none fits."""
+        config = self._config
+        damage, artifact = self._damage(variant) if config.normalize == "damage" else (None, None)
         plans = self._ladder(variant, config.width_rules, cost=self._cost, damage=damage)
-        by = {"latency": self._by_latency, "max-drop": self._by_accuracy}.get(variant.budget.kind, self._by_sum)
-        return replace(by(variant, plans), work=work)
+        search = {"latency": self._by_latency, "max-drop": self._by_accuracy}.get(variant.budget.kind, self._by_sum)
+        return replace(search(variant, plans), damage=artifact)
 
     def _by_sum(self, variant: Variant, plans: PlanLadder) -> Planned:
-        """Neurons, parameters and multiply-accumulates add up over blocks."""
+        """Meet a budget of neurons, parameters or multiply-accumulates, which add up over blocks."""
         removed = plans.compute_removed_shares(self._cost)
         is_open = plans.competing or self._cost is not None
-        rung = find_nearest_rung(removed, ratio=variant.budget.amount, total=self._of) if is_open else 0
+        rung = find_nearest_rung(removed, ratio=variant.budget.amount, total=self._whole) if is_open else 0
         return Planned(plans.plan(rung), removed[rung])
 
     @property
-    def _of(self) -> str:
-        """What shares are of, in words."""
-        kind = self.experiment.recipe.prune.budget
+    def _whole(self) -> str:
+        """Words for the whole that shares are fractions of."""
+        kind = self._config.budget
         return "the neurons that compete" if kind == "neurons" else f"the whole model's {UNITS[kind]}"
 
     @cached_property
     def _cost(self) -> Cost | None:
-        """What shares are of; None for the neurons. Latency goes roughly with multiply-accumulates."""
-        kind = self.experiment.recipe.prune.budget
+        """Cost that shares are fractions of; None for neurons. Latency is proportional to multiply-accumulates here."""
+        kind = self._config.budget
         if kind == "neurons":
             return None
-        size = self.experiment.data_config["input_size"][1:]
-        return neuron_cost(self.experiment.adapted, "params" if kind == "params" else "macs", tuple(size))
+        model = self._context.model
+        return neuron_cost(model.adapted, "params" if kind == "params" else "macs", model.image_size)
 
     def _ladder(
         self,
@@ -93,112 +133,110 @@ class Planner:
         damage: Mapping[str, Curve] | None = None,
     ) -> PlanLadder:
         return build_plan_ladder(
-            self.experiment.scores(variant.criterion),
-            sites=self.experiment.adapted.sites,
+            self._scoring.scores(variant.criterion),
+            sites=self._context.model.adapted.sites,
             rules=rules,
             cost=cost,
             damage=damage,
         )
 
     def _by_latency(self, variant: Variant, plans: PlanLadder) -> Planned:
-        """Plans of the same widths take the same time, whatever criterion they are by, and are timed once."""
-        experiment, ratio = self.experiment, variant.budget.amount
+        """Meet a latency budget; plans of equal widths take equal time whatever their criterion, and are timed once."""
+        context, ratio = self._context, variant.budget.amount
 
         def measure(rung: int) -> ShareEstimate:
-            models = {"dense": experiment.model, "pruned": prune(experiment.adapted, plan=plans.plan(rung)).model}
-            times = timed(experiment, models)
+            pruned = prune(context.model.adapted, plan=plans.plan(rung)).model
+            times = self._stopwatch.measure({"dense": context.model.module, "pruned": pruned})
             faster = speedup(times["dense"], times["pruned"])
             return ShareEstimate(*(1 - 1 / each for each in (faster.median, faster.low, faster.high)))
 
-        def search() -> dict[str, Any]:
-            rung, share = search_measured_rung(
-                plans.compute_removed_shares(self._cost), ratio=ratio, total=self._of, measure=measure
-            )
-            return {"rung": rung, **share._asdict()}
+        def search() -> TimedRung:
+            return TimedRung(*search_measured_rung(plans.compute_removed_shares(self._cost), ratio=ratio, total=self._whole, measure=measure))
 
-        key = key_of(ladder=[plans.ladder.start, plans.ladder.changes], ratio=ratio, latency=timing_key(experiment))
-        with experiment.main_first():
-            found = experiment.folder.json_artifact(
-                f"budgets/latency-{ratio}-{key[:8]}.json",
-                key=key,
-                make=search,
-            )
-        return Planned(plans.plan(found["rung"]), found["median"], (found["low"], found["high"]))
+        inputs = {
+            "ladder": [plans.ladder.start, plans.ladder.changes],
+            "ratio": ratio,
+            "setting": self._stopwatch.setting,
+        }
+        name = f"{ratio}-{LATENCY_BUDGET.of('', **inputs).key[:8]}"  # one file per ladder
+        found = context.obtain_by_main(LATENCY_BUDGET.of(name, **inputs), search)
+        return Planned(plans.plan(found.rung), found.share.median, (found.share.low, found.share.high))
 
     def _by_accuracy(self, variant: Variant, plans: PlanLadder) -> Planned:
-        """Every rung that is looked at is an evaluation of its own, so that an interrupted search goes on."""
-        experiment, allowed = self.experiment, variant.budget.amount
-        experiment.splits.check_validation("mine", "calibrate")
-        dense = experiment.evaluation("validation/dense", lambda: experiment.model, use="validation")
+        """Find the smallest plan within the allowed drop; every evaluated rung is stored, so that a search resumes."""
+        allowed = variant.budget.amount
+        others = {"mine": self._mining.sample.image_set, "calibrate": self._splits.of("calibrate")}
+        check_disjoint(self._splits.of("validation"), others, purpose="validation")
+        dense = self._evaluator.dense("validation")
 
         def drop(rung: int) -> float:
             plan = plans.plan(rung)
-            found = experiment.evaluation(
+            pruned = self._evaluator.evaluate(
                 f"validation/{variant.id}/{rung}",
-                lambda: experiment.pruned(variant, plan).model,
-                key=experiment.variant_key(variant, plan),
+                lambda: self._pruning.build(variant, plan).model,
+                variant=self._pruning.artifact(variant, plan).key,
                 use="validation",
             )
-            return 100 * float(dense.correct.mean() - found.correct.mean())
+            return 100 * float(dense.correct.mean() - pruned.correct.mean())
 
         removed = plans.compute_removed_shares(self._cost)
         rung = search_narrowest_rung(removed, is_acceptable=lambda rung: drop(rung) <= allowed + 1e-9)
         lost = drop(rung)
         if lost > allowed + 1e-9:
             raise BudgetError(
-                f"no plan loses at most {allowed:g} points: the one that removes {removed[rung]:.4g} of {self._of} "
+                f"no plan loses at most {allowed:g} points: the one that removes {removed[rung]:.4g} of {self._whole} "
                 f"loses {lost:.2f}; raise prune.max_drop, or lower prune.block_ratios"
             )
         return Planned(plans.plan(rung), lost)
 
-    def _damage(self, variant: Variant) -> tuple[dict[str, Curve], float | None]:
-        """Damage by width of each block narrowed alone, compensated as the variant is; and the work of measuring it.
+    def _damage(self, variant: Variant) -> tuple[dict[str, Curve], Artifact[Any]]:
+        """Return damage by width of each block narrowed alone, compensated like the variant.
 
-        A compensation that fits block after block cannot be had for one block alone: least squares stand in for it.
+        A compensation that fits block after block has no meaning for one block alone: least squares replace it.
         """
-        experiment = self.experiment
-        if experiment.num_classes is None:
+        context = self._context
+        if context.model.num_classes is None:
             raise ValueError(
-                "prune.normalize 'damage' measures class probabilities, which the model does not give; use none or "
-                "mean, or give it classes by mine.objective={name: zero-shot, head: FILE}"
+                "prune.normalize 'damage' compares class probabilities, but the model has no classes; use none or "
+                "mean, or give it classes with mine.objective={name: zero-shot, head: FILE}"
             )
         if variant.compensation.needs_batches:
             variant = replace(variant, compensation=LeastSquares())
-        rules = replace(experiment.recipe.prune.width_rules, scope="uniform", normalize="none")
+        rules = replace(self._config.width_rules, scope="uniform", normalize="none")
         plans = self._ladder(variant, rules)
         shares = np.asarray(plans.compute_removed_shares())
         rungs = sorted({int(np.abs(shares - (1 - kept)).argmin()) for kept in _DAMAGE_SHARES} - {0})
         if variant.compensation.needs_statistics:
-            experiment.statistics()
+            self._scoring.statistics()
+        artifact = DAMAGE.of(
+            label(variant.criterion),
+            label(variant.compensation),
+            model=context.model_key,
+            models=[self._pruning.artifact(variant, plans.plan(rung)).key for rung in rungs],
+            calibration=self._splits.of("calibrate").key,
+            num_images=_DAMAGE_IMAGES,
+            head=context.model.head_spec,
+        )
 
         def measure() -> dict[str, Curve]:
-            with experiment.counted(artifact, key=key):
-                return measured()
-
-        def measured() -> dict[str, Curve]:
             dense = plans.dense_widths
             curves: dict[str, list[tuple[int, float]]] = {name: [(dense[name], 0.0)] for name in plans.competing}
-            for rung in rungs:
-                narrowed = experiment.pruned(variant, plans.plan(rung))
-                what = f"measuring damage at {1 - shares[rung]:.0%} width"
-                batches = experiment.splits.calibration(what, num_images=_DAMAGE_IMAGES)
-                found = measure_damage(
-                    experiment.adapted, narrowed, batches, class_logits=experiment.objective.class_logits
-                )
-                widths = plans.ladder.widths_at(rung)
-                for name in plans.competing:
-                    if widths[name] < curves[name][-1][0]:
-                        curves[name].append((widths[name], found[name]))
+            with context.counted(artifact):
+                for rung in rungs:
+                    narrowed = self._pruning.build(variant, plans.plan(rung))
+                    damage = self._damage_of(narrowed, f"measuring damage at {1 - shares[rung]:.0%} width")
+                    widths = plans.ladder.widths_at(rung)
+                    for name in plans.competing:
+                        if widths[name] < curves[name][-1][0]:
+                            curves[name].append((widths[name], damage[name]))
             return dict(curves)
 
-        artifact = f"damage/{label(variant.criterion)}--{label(variant.compensation)}"
-        key = key_of(
-            models=[experiment.variant_key(variant, plans.plan(rung)) for rung in rungs],
-            model=experiment.model_key,
-            calibration=experiment.splits.key("calibrate"),
-            num_images=_DAMAGE_IMAGES,
-            head=experiment.head_key,
+        return context.obtain_by_main(artifact, measure), artifact
+
+    def _damage_of(self, narrowed: AdaptedModel, description: str) -> dict[str, float]:
+        return measure_damage(
+            self._context.model.adapted,
+            narrowed,
+            self._splits.calibration(description, num_images=_DAMAGE_IMAGES),
+            class_logits=self._context.model.objective.class_logits,
         )
-        with experiment.main_first():
-            curves: dict[str, Curve] = experiment.folder.json_artifact(f"{artifact}.json", key=key, make=measure)
-        return curves, experiment.work(artifact, key=key)

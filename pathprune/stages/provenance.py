@@ -1,8 +1,8 @@
-"""What a saved checkpoint says of where it comes from and how it did, fit to be published."""
+"""Origin, provenance and metrics that a saved checkpoint states, fit to be published."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +12,36 @@ from pathprune.models.loading import LoadedModel
 from pathprune.models.pruned_config import is_pruned_folder, read_pruned_config
 from pathprune.pruning import PrunePlan
 from pathprune.recipe import Recipe
+from pathprune.report.rows import VariantRow
 from pathprune.stages.variants import Variant
 
-_MEASURED = (
+_PUBLISHED_METRICS = (
     *("num_images", "top1", "top1_ci", "top5", "nll", "retention", "retention_ci", "agreement"),
     *("num_params", "macs", "latency_ms", "latency_batch_size", "speedup"),
 )
 
 
-def origin(recipe: Recipe, loaded: LoadedModel) -> dict[str, str | None]:
-    """Hub name and licence of the dense weights, as far as their source says; None where it does not."""
+@dataclass(frozen=True)
+class Origin:
+    """Hub name and licence of the dense weights; None where their source does not state them."""
+
+    base_model: str | None
+    license: str | None
+
+
+def find_origin(recipe: Recipe, loaded: LoadedModel) -> Origin:
+    """Return the origin of the recipe's dense weights."""
     if is_pruned_folder(loaded.source):
         config = read_pruned_config(loaded.source)
-        return {"base_model": config.base_model, "license": config.license}
+        return Origin(config.base_model, config.license)
     if recipe.model.checkpoint is not None or not recipe.model.pretrained or loaded.source != recipe.model.name:
-        return {"base_model": None, "license": None}  # weights of the user's own, under a timm name
-    about = getattr(loaded.model, "pretrained_cfg", None) or {}
-    return {"base_model": about.get("hf_hub_id"), "license": about.get("license")}
+        return Origin(None, None)  # the user's own weights, under a timm name
+    config = getattr(loaded.model, "pretrained_cfg", None) or {}
+    return Origin(config.get("hf_hub_id"), config.get("license"))
 
 
-def made_by(recipe: Recipe, variant: Variant, plan: PrunePlan) -> dict[str, Any]:
-    """How a pruned model was made: the variant, and the recipe with its hash."""
+def describe_variant(recipe: Recipe, variant: Variant, plan: PrunePlan) -> dict[str, Any]:
+    """Return the provenance of a pruned model: the variant, and the recipe with its hash."""
     published = published_recipe(recipe)
     return {
         "pathprune": __version__,
@@ -46,7 +55,7 @@ def made_by(recipe: Recipe, variant: Variant, plan: PrunePlan) -> dict[str, Any]
 
 
 def published_recipe(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's settings that are not defaults, without the paths of this machine: of these, the last part stays."""
+    """Return the recipe's non-default settings; paths of this machine are cut to their last part."""
     settings = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"output"})
     for section, keys in {"model": ("name", "checkpoint"), "data": ("source",)}.items():
         for key in keys:
@@ -56,11 +65,14 @@ def published_recipe(recipe: Recipe) -> dict[str, Any]:
     return settings
 
 
-def measured(recipe: Recipe, row: Mapping[str, Any], *, dense: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a checkpoint says of how it did: its row of `metrics.jsonl`, beside that of the dense model."""
+def published_metrics(recipe: Recipe, row: VariantRow, *, dense: VariantRow | None) -> dict[str, Any]:
+    """Return the metrics that a checkpoint states: its own row, beside the dense model's."""
     data = published_recipe(recipe).get("data", {})
-    rows = {"dense": dense, "pruned": row}
-    return {
-        "data": {"source": data.get("source", recipe.data.source), "split": recipe.data.splits.evaluate},
-        **{name: {k: of[k] for k in _MEASURED if k in of} for name, of in rows.items() if of is not None},
+    metrics: dict[str, Any] = {
+        "data": {"source": data.get("source", recipe.data.source), "split": recipe.data.splits.evaluate}
     }
+    for name, each in {"dense": dense, "pruned": row}.items():
+        if each is not None:
+            content = each.to_json()
+            metrics[name] = {key: content[key] for key in _PUBLISHED_METRICS}
+    return metrics

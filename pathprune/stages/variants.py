@@ -1,4 +1,4 @@
-"""The pruned models that a recipe compares."""
+"""Variants: the pruned models that a recipe compares."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathprune.scoring import Criterion, parse_criterion
 
 @dataclass(frozen=True)
 class Variant:
-    """One pruned model of the comparison: which neurons go, how many, and what is done to the others."""
+    """One pruned model of a comparison: the criterion that ranks neurons, the budget, and the compensation."""
 
     criterion: Criterion
     compensation: Compensation
@@ -20,26 +20,26 @@ class Variant:
 
     @property
     def id(self) -> str:
-        """Unique within a recipe; also a file name."""
+        """Name of the variant, unique within a recipe, and fit for a file name."""
         return f"{label(self.criterion)}--{label(self.compensation)}--{self.budget.slug}"
 
 
 def label(step: Criterion | Compensation) -> str:
-    """The registered name, with a short hash of the options where they are not the defaults: fit for a file's name."""
+    """Return a step's registered name, with a short hash of its non-default options: fit for a file name."""
     options = step.model_dump(mode="json", exclude_defaults=True)
     return f"{step.name}-{key_of(**options)[:8]}" if options else step.name
 
 
 def budgets(recipe: Recipe) -> list[Budget]:
-    """What the recipe asks to remove, one model of every criterion and compensation each."""
+    """Return the recipe's budgets; each gives one model per criterion and compensation."""
     config = recipe.prune
     if config.max_drop is not None:
         return [Budget("max-drop", config.max_drop)]
     return [Budget(config.budget, ratio) for ratio in config.ratio]
 
 
-def of_seed(recipe: Recipe, seed: int) -> Recipe:
-    """The same comparison with mining, calibration and chance of another seed, on the same evaluation images."""
+def with_seed(recipe: Recipe, seed: int) -> Recipe:
+    """Return the recipe with another seed for mining, calibration and chance, on the same evaluation images."""
     evaluate = recipe.evaluate.model_copy(update={"seed": recipe.evaluation_seed})
     return recipe.model_copy(
         update={"seed": seed, "evaluate": evaluate, "output": str(recipe.folder / "seeds" / str(seed))}
@@ -47,7 +47,7 @@ def of_seed(recipe: Recipe, seed: int) -> Recipe:
 
 
 def variants(recipe: Recipe) -> list[Variant]:
-    """Every pruned variant of a recipe: budgets, then criteria, then compensations."""
+    """List every pruned variant of a recipe: budgets, then criteria, then compensations."""
     criteria = [parse_criterion(spec) for spec in recipe.score.criteria]
     compensations = [parse_compensation(spec) for spec in recipe.compensation]
     return [

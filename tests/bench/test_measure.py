@@ -14,7 +14,8 @@ from tiny import tiny_recipe, write_data, write_model
 
 from pathprune.bench import measure as bench_module
 from pathprune.bench.backends import BackendError
-from pathprune.bench.measure import BenchConfig, bench, bench_groups
+from pathprune.bench.groups import open_groups
+from pathprune.bench.measure import BenchConfig, bench
 from pathprune.cli import main
 from pathprune.pipeline import prune_recipe
 from pathprune.report.bench import bench_page, bench_table, bench_words
@@ -48,7 +49,7 @@ def fake_clock(monkeypatch: pytest.MonkeyPatch, *, ms_per_neuron: float = 1.0) -
 
 
 def test_a_recipe_is_its_dense_model_and_one_model_for_each_widths(folder: Path) -> None:
-    ((group,), out) = bench_groups([recipe_file(folder)])
+    ((group,), out) = open_groups([recipe_file(folder)])
     assert out == folder / "run"
     assert list(group.pruned) == ["magnitude-l2 at 25%", "magnitude-l2 at 50%"]
     rows = bench([group], CONFIG, folder=out)
@@ -68,7 +69,7 @@ def test_a_recipe_is_its_dense_model_and_one_model_for_each_widths(folder: Path)
 def test_a_second_bench_measures_nothing_unless_something_changed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    groups, out = bench_groups([recipe_file(folder)])
+    groups, out = open_groups([recipe_file(folder)])
     rows = bench(groups, CONFIG, folder=out)
 
     def refuse(*_: object, **__: object) -> None:
@@ -85,17 +86,17 @@ def test_checkpoints_of_one_architecture_stand_beside_its_dense_model(
 ) -> None:
     monkeypatch.chdir(folder)
     first, second, *_ = prune_recipe(tiny_recipe(folder, score={"criteria": ["magnitude-l2"]}, compensation="none"))
-    ((group,), out) = bench_groups([str(first), str(second)])
+    ((group,), out) = open_groups([str(first), str(second)])
     assert out == Path("runs/bench")
     assert list(group.pruned) == [str(first), str(second)]
     assert group.input_size == (3, 8, 8)
     widths = {tuple(row.widths) for row in bench([group], CONFIG, folder=out)}
     assert widths == {(48, 48), (36, 36), (24, 24)}
-    (again,), same = bench_groups([str(folder / "run")])  # the run folder of that recipe
+    (again,), same = open_groups([str(folder / "run")])  # the run folder of that recipe
     assert list(again.pruned) == ["magnitude-l2 at 25%", "magnitude-l2 at 50%"]
     assert same == folder / "run"
     with pytest.raises(ValueError, match="data is no checkpoint that pathprune wrote, and no run folder"):
-        bench_groups([str(folder / "data")])
+        open_groups([str(folder / "data")])
     with pytest.raises(ValueError, match="is not empty and is no run folder; choose another with --output"):
         bench([group], CONFIG, folder=folder / "data")
 
@@ -112,7 +113,7 @@ def test_a_backend_that_cannot_run_is_left_out_unless_it_was_asked_for(
 
     monkeypatch.setattr(bench_module, "make_run", only_eager)
     monkeypatch.setattr(bench_module, "missing_packages", lambda _: [])
-    groups, out = bench_groups([recipe_file(folder)])
+    groups, out = open_groups([recipe_file(folder)])
     rows = bench(groups, BenchConfig(batch_sizes=(1,), repeats=1), folder=out)
     assert {row.backend for row in rows} == {"eager"}
     assert "no compiled today" in caplog.text
@@ -121,7 +122,7 @@ def test_a_backend_that_cannot_run_is_left_out_unless_it_was_asked_for(
 
 
 def test_a_saving_that_is_not_had_in_time_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    groups, out = bench_groups([recipe_file(folder)], ["prune.ratio=0.5"])
+    groups, out = open_groups([recipe_file(folder)], ["prune.ratio=0.5"])
     fake_clock(monkeypatch, ms_per_neuron=0.01)
     rows = bench(groups, CONFIG, folder=out)
     assert rows[1].speedup == pytest.approx(4.96 / 4.48)
