@@ -42,7 +42,7 @@ import yaml
 from safetensors import SafetensorError
 
 from pathprune.artifacts import Artifact, load_json
-from pathprune.files import remove, write_text, write_atomically
+from pathprune.files import remove, write_atomically, write_text
 from pathprune.recipe import Recipe, RecipeError
 
 log = logging.getLogger(__name__)

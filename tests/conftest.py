@@ -4,7 +4,19 @@ Their models are so small that a second thread costs more than it does.
 """
 
 import os
+import sys
 import tempfile
+from collections.abc import Iterator
+
+import pytest
 
 _scratch = tempfile.TemporaryDirectory(prefix="pathprune-tests-")
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": _scratch.name, "MPLCONFIGDIR": _scratch.name}
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator_state() -> Iterator[None]:
+    """Forget Accelerate's state after every test: it keeps one precision per process."""
+    yield
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state()

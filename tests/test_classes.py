@@ -17,8 +17,9 @@ from pathprune.models.adapt import adapt
 from pathprune.models.checkpoint import load_pruned
 from pathprune.models.loading import load_model
 from pathprune.models.slicing import slice_head
-from pathprune.pipeline import Experiment, run_recipe
+from pathprune.pipeline import run_recipe
 from pathprune.recipe import RecipeError
+from pathprune.stages.experiment import open_experiment
 
 
 @pytest.fixture
@@ -72,8 +73,8 @@ def test_everything_is_done_on_the_images_of_the_classes(folder: Path, caplog: p
     recipe = tiny_recipe(folder, classes=["owl", 0], score={"criteria": ["path"], "num_images": 12})
     result = run_recipe(recipe)
     assert ClassStats.load(result.folder / "mined" / "all" / "stats.safetensors").num_images.tolist() == [3, 0, 3]
-    splits = Experiment(recipe).splits
-    assert sorted(splits.images("calibrate").labels.tolist()) == [0] * 6 + [2] * 6
+    splits = open_experiment(recipe).splits
+    assert sorted(splits.of("calibrate").images.labels.tolist()) == [0] * 6 + [2] * 6
     for row in result.metrics:
         assert row["num_images"] == 20
         assert row["classes"] == ["owl", 0]
@@ -84,7 +85,7 @@ def test_everything_is_done_on_the_images_of_the_classes(folder: Path, caplog: p
 def test_a_sliced_model_is_among_its_classes_and_its_checkpoint_knows_their_names(folder: Path) -> None:
     result = run_recipe(sliced(folder, prune={"ratio": [0.5]}))
     dense = load_model(str(folder / "model")).model
-    splits = Experiment(sliced(folder, output=str(folder / "other"))).splits
+    splits = open_experiment(sliced(folder, output=str(folder / "other"))).splits
     images, labels = next(iter(splits.batches("evaluate", batch_size=30)))
     assert sorted(labels.tolist()) == [0] * 10 + [1] * 10
     right = float((dense(images)[:, [2, 0]].argmax(1) == labels).double().mean())
@@ -115,4 +116,4 @@ def test_a_class_without_images_is_refused_by_its_split(folder: Path) -> None:
 )
 def test_classes_that_cannot_be_are_one_clear_line(folder: Path, sections: dict[str, Any], message: str) -> None:
     with pytest.raises((RecipeError, ValueError), match=message):
-        Experiment(sliced(folder, **sections))
+        open_experiment(sliced(folder, **sections))

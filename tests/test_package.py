@@ -15,7 +15,7 @@ PACKAGE = Path(pathprune.__file__).parent
 
 # a module imports from its own level and those above it in this list
 LEVELS = [
-    {"section", "files", "progress", "keys", "_version"},
+    {"section", "files", "progress", "keys", "artifacts", "_version"},
     {"models", "data"},
     {"mining", "recovery"},
     {"scoring", "inspection"},

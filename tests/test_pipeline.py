@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +19,10 @@ import datasets
 import pyarrow.parquet
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from tiny import NAMES, rows, tiny_recipe, write_data, write_model
 
-from pathprune import pipeline
 from pathprune.data import DataError
 from pathprune.evaluation import LatencyResult
 from pathprune.keys import key_of
@@ -40,19 +42,30 @@ from pathprune.pipeline import (
 )
 from pathprune.pruning import Budget, parse_compensation
 from pathprune.recipe import Recipe, RecipeError, load_recipe
+from pathprune.report.rows import Timing
 from pathprune.scoring import parse_criterion
-from pathprune.stages import experiment
+from pathprune.stages import checkpoints, context, evaluation, mining, pruning, scoring
 from pathprune.stages import latency as timings
-from pathprune.stages import mining as mined
-from pathprune.stages import recovery as recovered
-from pathprune.stages.planning import Planner
-from pathprune.stages.training import training_key
+from pathprune.stages import training as training_stage
+from pathprune.stages.experiment import open_experiment
+from pathprune.stages.training import Training
 from pathprune.stages.variants import Variant, label, variants
 
 REQUIRED = {
     *("variant_id", "criterion", "compensation", "tokens", "budget_kind", "budget", "neurons_removed", "seed"),
     *("num_images", "top1", "top1_ci", "retention", "retention_ci", "num_params", "macs"),
     *("latency_ms", "latency_batch_size"),
+}
+
+
+# the stage that calls each expensive function
+STAGES = {
+    "locate_paths": mining,
+    "collect_statistics": scoring,
+    "score": scoring,
+    "prune": pruning,
+    "evaluate_model": evaluation,
+    "save_pruned": checkpoints,
 }
 
 
@@ -93,8 +106,8 @@ def test_a_run_writes_one_complete_row_per_variant(folder: Path) -> None:
 def test_a_second_run_computes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run_recipe(tiny_recipe(folder))
     for name in ("collect_statistics", "score", "prune", "evaluate_model", "save_pruned"):
-        monkeypatch.setattr(experiment, name, refuse)
-    monkeypatch.setattr(mined, "locate_paths", refuse)
+        monkeypatch.setattr(STAGES[name], name, refuse)
+    monkeypatch.setattr(mining, "locate_paths", refuse)
     monkeypatch.setattr(timings, "measure_latency", refuse)
     second = run_recipe(tiny_recipe(folder))
     assert json.dumps(second.metrics) == json.dumps(first.metrics)
@@ -106,9 +119,9 @@ def test_a_comparison_is_a_run_without_checkpoints_and_latency(folder: Path, mon
     assert not (compared.folder / "latency.json").exists()
     with monkeypatch.context() as patch:
         for name in ("locate_paths", "collect_statistics", "score", "evaluate_model"):
-            patch.setattr(mined if name == "locate_paths" else experiment, name, refuse)
+            patch.setattr(STAGES[name], name, refuse)
         ran = run_recipe(tiny_recipe(folder))
-    untimed = ("checkpoint", "checkpoint_bytes", *(key for key in ran.metrics[0] if "latency" in key or "speed" in key))
+    untimed = ("checkpoint", "checkpoint_bytes", *(key for key in Timing.model_fields))
     for one, other in zip(compared.metrics, ran.metrics, strict=True):
         assert all(one[key] == other[key] for key in one if key not in untimed)
     assert len(list((ran.folder / "pruned").iterdir())) == 4
@@ -131,7 +144,7 @@ def test_seeds_differ_in_all_but_the_evaluation_images(folder: Path, monkeypatch
     html = (result.folder / "report.html").read_text(encoding="utf-8")
     assert "means over 2 seeds" in html
     for name in ("locate_paths", "collect_statistics", "score", "prune", "evaluate_model"):
-        monkeypatch.setattr(mined if name == "locate_paths" else experiment, name, refuse)
+        monkeypatch.setattr(STAGES[name], name, refuse)
     compare_recipe(tiny_recipe(folder, **chosen))
     fewer = compare_recipe(tiny_recipe(folder, **chosen | {"compare": {}})).results  # more may be asked for later
     assert fewer is not None
@@ -157,7 +170,7 @@ def test_the_costs_of_criteria_are_measured_and_kept(folder: Path) -> None:
 
 
 def test_an_interrupted_run_keeps_what_is_finished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluate, calls = experiment.evaluate_model, []
+    evaluate, calls = evaluation.evaluate_model, []
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         calls.append(kwargs["description"])
@@ -165,12 +178,12 @@ def test_an_interrupted_run_keeps_what_is_finished(folder: Path, monkeypatch: py
             raise KeyboardInterrupt
         return evaluate(*args, **kwargs)
 
-    monkeypatch.setattr(experiment, "evaluate_model", interrupted)
+    monkeypatch.setattr(evaluation, "evaluate_model", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_recipe(tiny_recipe(folder))
     done = [json.loads(line)["variant_id"] for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert done == calls[:3]
-    monkeypatch.setattr(mined, "locate_paths", refuse)
+    monkeypatch.setattr(mining, "locate_paths", refuse)
     result = run_recipe(tiny_recipe(folder))
     assert len(result.metrics) == 17
     assert calls[4:] == [row["variant_id"] for row in result.metrics][3:]
@@ -237,13 +250,13 @@ def test_processes_fit_a_deleted_checkpoint_again_together(folder: Path) -> None
 def test_covariances_are_collected_once_and_only_for_a_recipe_that_needs_them(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    collect, collected = experiment.collect_statistics, []
+    collect, collected = scoring.collect_statistics, []
 
     def watched(*args: Any, **kwargs: Any) -> Any:
         collected.append(kwargs["covariance"])
         return collect(*args, **kwargs)
 
-    monkeypatch.setattr(experiment, "collect_statistics", watched)
+    monkeypatch.setattr(scoring, "collect_statistics", watched)
     score = {"criteria": ["variance"], "num_images": 12}
     run_recipe(tiny_recipe(folder, score=score, compensation=["mean"]))
     run_recipe(tiny_recipe(folder, score=score, compensation=["mean", "least-squares"]), overwrite=True)
@@ -266,9 +279,9 @@ def test_every_compensation_is_a_row_and_a_fit_comes_nearer_to_the_dense_model(f
 def test_another_calibration_set_makes_another_sequential_model(folder: Path) -> None:
     def key_with(num_images: int) -> str:
         recipe = tiny_recipe(folder, score={"num_images": num_images}, output=str(folder / f"run{num_images}"))
-        opened = pipeline.Experiment(recipe)
+        opened = open_experiment(recipe)
         variant = Variant(parse_criterion("magnitude-l2"), parse_compensation("sequential"), Budget("neurons", 0.5))
-        return opened.variant_key(variant, Planner(opened).plan(variant).plan)
+        return opened.pruning.artifact(variant, opened.planner.plan(variant).plan).key
 
     assert key_with(6) != key_with(12)
 
@@ -280,7 +293,7 @@ def test_another_recipe_is_refused_and_overwriting_keeps_what_still_holds(
     changed = tiny_recipe(folder, prune={"ratio": [0.75]})
     with pytest.raises(RecipeError, match=r"holds the results of another recipe \(prune.ratio: .*--overwrite"):
         run_recipe(changed)
-    monkeypatch.setattr(mined, "locate_paths", refuse)  # mining does not depend on the budget
+    monkeypatch.setattr(mining, "locate_paths", refuse)  # mining does not depend on the budget
     assert {row["budget"] for row in run_recipe(changed, overwrite=True).metrics} == {0.0, 0.75}
 
 
@@ -289,13 +302,13 @@ def test_a_recipe_that_asks_for_more_of_the_same_goes_on_from_what_is_there(
 ) -> None:
     score = {"criteria": ["magnitude-l2"], "num_images": 12}
     first = run_recipe(tiny_recipe(folder, score=score, compensation="none", prune={"ratio": 0.5}))
-    evaluate, evaluated = experiment.evaluate_model, []
+    evaluate, evaluated = evaluation.evaluate_model, []
 
     def watched(*args: Any, description: str, **kwargs: Any) -> Any:
         evaluated.append(description)
         return evaluate(*args, description=description, **kwargs)
 
-    monkeypatch.setattr(experiment, "evaluate_model", watched)
+    monkeypatch.setattr(evaluation, "evaluate_model", watched)
     more = {
         "score": {"criteria": ["random", "magnitude-l2"], "num_images": 12},
         "compensation": ["none", "mean"],
@@ -339,7 +352,7 @@ def test_a_pruned_model_is_evaluated_by_the_recipe_that_made_it(folder: Path, mo
     recipe = tiny_recipe(folder, output=None, score={"criteria": ["magnitude-l2"], "num_images": 12})
     *_, pruned = prune_recipe(recipe)
     found = evaluate_recipe(recipe.model_copy(update={"model": ModelConfig(name=str(pruned))}))
-    assert found["num_params"] < evaluate_recipe(recipe)["num_params"]
+    assert found.num_params < evaluate_recipe(recipe).num_params
     assert set(Path("runs").iterdir()) == {Path("runs/tiny"), Path("runs/tiny-eval")}
 
 
@@ -372,14 +385,14 @@ def test_a_changed_model_is_noticed(folder: Path, monkeypatch: pytest.MonkeyPatc
         else:
             config["pathprune"]["base"]["args"]["num_heads"] = 3
         config_file.write_text(json.dumps(config), encoding="utf-8")
-    monkeypatch.setattr(mined, "locate_paths", refuse)
+    monkeypatch.setattr(mining, "locate_paths", refuse)
     with pytest.raises(AssertionError, match="computed again"):
         mine_recipe(tiny_recipe(folder))
 
 
 def test_interrupted_mining_goes_on_where_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine, calls = {"num_images": 12, "nodes": 2, "batch_size": 3, "shard_size": 3, "check_images": 0}, []
-    locate = mined.locate_paths
+    locate = mining.locate_paths
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         calls.append(args[2].tolist())
@@ -387,14 +400,14 @@ def test_interrupted_mining_goes_on_where_it_was(folder: Path, monkeypatch: pyte
             raise KeyboardInterrupt
         return locate(*args, **kwargs)
 
-    monkeypatch.setattr(mined, "locate_paths", interrupted)
+    monkeypatch.setattr(mining, "locate_paths", interrupted)
     with pytest.raises(KeyboardInterrupt):
         mine_recipe(tiny_recipe(folder, mine=mine))
     (stats,) = mine_recipe(tiny_recipe(folder, mine=mine, score={"criteria": ["path"]}), overwrite=True).files
     assert len(calls) == 3 + 2 + 1  # the last, on one image, counts the work
     assert calls[3] == calls[2]
     assert ClassStats.load(stats).num_images.tolist() == [4, 4, 4]
-    monkeypatch.setattr(mined, "locate_paths", refuse)
+    monkeypatch.setattr(mining, "locate_paths", refuse)
     mine_recipe(tiny_recipe(folder, mine=mine, score={"criteria": ["path"]}))
 
 
@@ -422,7 +435,7 @@ def test_an_artifact_that_cannot_be_read_is_made_again(folder: Path, caplog: pyt
     scores = first.folder / "scores" / "path.safetensors"
     scores.write_bytes(scores.read_bytes()[:30])
     assert json.dumps(run_recipe(tiny_recipe(folder)).metrics) == json.dumps(first.metrics)
-    assert "path.safetensors cannot be read and is made again" in caplog.text
+    assert "path.safetensors cannot be read and is computed again" in caplog.text
 
 
 def test_speedups_are_those_of_the_latencies_beside_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,8 +478,8 @@ def test_a_saved_pruned_model_reloads_to_the_accuracy_reported(folder: Path) -> 
         )
         row = reported[checkpoint.name]
         for key in ("top1", "num_params", "macs", "kept_widths"):
-            assert again[key] == row[key]
-        assert again["nll"] == pytest.approx(row["nll"], rel=1e-5)
+            assert again.to_json()[key] == row[key]
+        assert again.nll == pytest.approx(row["nll"], rel=1e-5)
 
 
 def test_a_saved_model_says_how_it_was_made_and_how_it_did_without_paths_of_this_machine(folder: Path) -> None:
@@ -490,7 +503,7 @@ def test_a_saved_model_says_how_it_was_made_and_how_it_did_without_paths_of_this
 
 
 def test_planning_and_pruning_evaluate_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment, "evaluate_model", refuse)
+    monkeypatch.setattr(evaluation, "evaluate_model", refuse)
     recipe = tiny_recipe(folder)
     plans = plan_recipe(recipe)
     assert [plan.neurons_removed for plan in plans.values()] == [0.25] * 4 + [0.5] * 4
@@ -505,7 +518,7 @@ def test_unreadable_images_are_left_out_of_mining_and_accuracy(folder: Path) -> 
     data = {"source": str(folder / "data"), "max_unreadable": 0.1}
     result = run_recipe(tiny_recipe(folder, data=data, mine={"num_images": None, "nodes": 2}))
     assert {row["num_images"] for row in result.metrics} == {29}
-    stats = pipeline.Experiment(tiny_recipe(folder, data=data, mine={"num_images": None, "nodes": 2})).mined("all")
+    stats = open_experiment(tiny_recipe(folder, data=data, mine={"num_images": None, "nodes": 2})).mining.stats("all")
     assert stats.num_images.tolist() == [7, 7, 8]
 
 
@@ -526,9 +539,9 @@ def training(epochs: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_finetuning_learns_and_saves_a_model_that_loads(folder: Path, precision: str) -> None:
-    before = evaluate_recipe(tiny_recipe(folder, output=str(folder / "before")))
+    before = evaluate_recipe(tiny_recipe(folder, output=str(folder / "before"), mixed_precision=precision))
     result = finetune_recipe(tiny_recipe(folder, train=training(12), mixed_precision=precision))
-    assert result.metrics[0]["top1"] >= 0.8 > before["top1"]
+    assert result.metrics[0]["top1"] >= 0.8 > before.top1
     model = load_pruned(result.folder / "model")
     assert model.pretrained_cfg["label_names"] == tuple(NAMES)
     assert not list(result.folder.glob("*.pt"))
@@ -545,9 +558,22 @@ def test_overwriting_trains_again_for_another_seed_or_precision(
     folder: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
     finetune_recipe(tiny_recipe(folder, train=training(1)))
-    monkeypatch.setattr(pipeline, "train_model", refuse)
+    monkeypatch.setattr(training_stage, "train", refuse)
+    AcceleratorState._reset_state()  # as in another process
     with pytest.raises(AssertionError, match="computed again"):
         finetune_recipe(tiny_recipe(folder, train=training(1), **change), overwrite=True)
+
+
+def test_a_precision_that_is_not_the_processs_is_refused(folder: Path) -> None:
+    evaluate_recipe(tiny_recipe(folder))
+    with pytest.raises(ValueError, match="mixed_precision is 'bf16' in the recipe and 'no' in this process's Accelera"):
+        evaluate_recipe(tiny_recipe(folder, mixed_precision="bf16"))
+
+
+def test_a_given_accelerator_is_used(folder: Path) -> None:
+    accelerator = Accelerator(mixed_precision="bf16")
+    recipe = tiny_recipe(folder, mixed_precision="bf16")
+    assert open_experiment(recipe, accelerator=accelerator).context.accelerator is accelerator
 
 
 def test_the_demos_own_recipe_trains(folder: Path) -> None:
@@ -563,7 +589,7 @@ def test_finetuning_a_second_time_trains_no_more_even_from_random_weights(
     args = {"img_size": 8, "patch_size": 4, "depth": 2, "embed_dim": 12, "num_heads": 2}
     random = {"name": "vit_tiny_patch16_224", "pretrained": False, "num_classes": 3, "args": args}
     first = finetune_recipe(tiny_recipe(folder, model=random, train=training(2)))
-    monkeypatch.setattr(pipeline, "train_model", refuse)
+    monkeypatch.setattr(training_stage, "train", refuse)
     assert finetune_recipe(tiny_recipe(folder, model=random, train=training(2))).metrics == first.metrics
 
 
@@ -600,13 +626,13 @@ def test_recovered_variants_are_rows_beside_the_unrecovered_and_load_to_what_the
                 folder, model={"name": str(result.folder / after["checkpoint"])}, output=str(folder / variant_id)
             )
         )
-        assert again["top1"] == after["top1"]
-        assert again["nll"] == pytest.approx(after["nll"], rel=1e-5)
+        assert again.top1 == after["top1"]
+        assert again.nll == pytest.approx(after["nll"], rel=1e-5)
     dense = load_pruned(folder / "model")  # the teacher is not trained
     assert by_id["dense"]["num_params"] == sum(parameter.numel() for parameter in dense.parameters())
     for name in ("collect_statistics", "score", "prune", "evaluate_model", "save_pruned"):
-        monkeypatch.setattr(experiment, name, refuse)
-    monkeypatch.setattr(recovered, "train_model", refuse)
+        monkeypatch.setattr(STAGES[name], name, refuse)
+    monkeypatch.setattr(training_stage, "train", refuse)
     assert run_recipe(recovered_recipe(folder)).metrics == result.metrics
     assert not (folder / "run" / "training").exists() or not list((folder / "run" / "training").iterdir())
 
@@ -618,7 +644,7 @@ def test_recovery_starts_from_the_saved_checkpoint_where_there_is_one(
     fresh = run_recipe(recipe).metrics
     pruned = recipe.model_copy(update={"recover": None, "prune": recipe.prune.model_copy(update={"save": ("all",)})})
     run_recipe(pruned, overwrite=True)
-    monkeypatch.setattr(experiment, "prune", refuse)
+    monkeypatch.setattr(pruning, "prune", refuse)
     again = run_recipe(recipe.model_copy(update={"prune": pruned.prune}), overwrite=True).metrics
     assert [row["top1"] for row in again] == [row["top1"] for row in fresh]
     assert [row["nll"] for row in again] == [row["nll"] for row in fresh]
@@ -626,11 +652,12 @@ def test_recovery_starts_from_the_saved_checkpoint_where_there_is_one(
 
 def test_a_training_of_other_processes_is_another(folder: Path) -> None:
     """Each takes batches of the config's size, so that the steps and what they see differ."""
-    opened = pipeline.Experiment(recovered_recipe(folder))
-    assert opened.recipe.recover is not None
-    alone = training_key(opened, opened.recipe.recover, start="x")
-    opened.accelerator = SimpleNamespace(num_processes=2)
-    assert training_key(opened, opened.recipe.recover, start="x") != alone
+    opened = open_experiment(recovered_recipe(folder))
+    config = opened.recipe.recover
+    assert config is not None
+    two_processes: Any = SimpleNamespace(num_processes=2)
+    shared = Training(replace(opened.context, accelerator=two_processes), opened.splits)
+    assert shared.key(config, start="x") != opened.training.key(config, start="x")
 
 
 def test_two_processes_train_as_one_does_on_twice_the_batch(folder: Path) -> None:
@@ -659,15 +686,15 @@ def test_pruning_in_rounds_ends_at_the_same_widths_and_goes_on_after_a_stop(
     folder: Path, monkeypatch: pytest.MonkeyPatch, rescore: bool
 ) -> None:
     recipe = recovered_recipe(folder, criteria="path", rounds=3, rescore=rescore, epochs=1)
-    train_model, trained = recovered.train_model, []
+    train, trained = training_stage.train, []
 
     def stops_in_the_third(*arguments: Any, **settings: Any) -> Any:
-        trained.append([site.width for site in adapt(arguments[1]).sites])
+        trained.append([site.width for site in adapt(arguments[0]).sites])
         if len(trained) == 3:
             raise KeyboardInterrupt
-        return train_model(*arguments, **settings)
+        return train(*arguments, **settings)
 
-    monkeypatch.setattr(recovered, "train_model", stops_in_the_third)
+    monkeypatch.setattr(training_stage, "train", stops_in_the_third)
     with pytest.raises(KeyboardInterrupt):
         run_recipe(recipe)
     row = next(row for row in run_recipe(recipe).metrics if row["recovery"])
@@ -727,5 +754,5 @@ def test_the_work_of_every_step_is_counted_once_and_kept(folder: Path, monkeypat
         assert (steps["fitting"] > 12) == (compensation == "sequential")
         assert steps["damage"] == 0
     assert work["taylor", "none"]["scoring"] < 3 * 12 + 1
-    monkeypatch.setattr(experiment, "MacCounter", refuse)
+    monkeypatch.setattr(context, "MacCounter", refuse)
     assert run_recipe(recipe).metrics == result.metrics

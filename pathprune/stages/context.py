@@ -94,9 +94,7 @@ def open_accelerator(recipe: Recipe, given: Accelerator | None = None) -> Accele
         return Accelerator(
             mixed_precision=recipe.mixed_precision,
             log_with=list(recipe.trackers) or None,
-            project_config=ProjectConfiguration(
-                project_dir=str(recipe.folder), logging_dir=str(recipe.folder / "logs")
-            ),
+            project_config=project,
             # the other processes wait while the main process mines
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))],
         )

@@ -36,8 +36,8 @@ def find_origin(recipe: Recipe, loaded: LoadedModel) -> Origin:
         return Origin(config.base_model, config.license)
     if recipe.model.checkpoint is not None or not recipe.model.pretrained or loaded.source != recipe.model.name:
         return Origin(None, None)  # the user's own weights, under a timm name
-    config = getattr(loaded.model, "pretrained_cfg", None) or {}
-    return Origin(config.get("hf_hub_id"), config.get("license"))
+    timm_config = getattr(loaded.model, "pretrained_cfg", None) or {}
+    return Origin(timm_config.get("hf_hub_id"), timm_config.get("license"))
 
 
 def describe_variant(recipe: Recipe, variant: Variant, plan: PrunePlan) -> dict[str, Any]:

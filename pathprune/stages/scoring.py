@@ -56,8 +56,12 @@ class Scoring:
     @property
     def _needs_covariance(self) -> bool:
         recipe = self._context.recipe
-        return any(parse_criterion(spec).needs_covariance for spec in recipe.score.criteria) or any(
-            parse_compensation(spec).needs_covariance for spec in recipe.compensation
+        compensations = [parse_compensation(spec) for spec in recipe.compensation]
+        return (
+            any(parse_criterion(spec).needs_covariance for spec in recipe.score.criteria)
+            or any(compensation.needs_covariance for compensation in compensations)
+            # damage is measured with least squares in place of a compensation that fits block after block
+            or (recipe.prune.normalize == "damage" and any(each.needs_batches for each in compensations))
         )
 
     def artifact(self, criterion: Criterion) -> Artifact[Scores]:

@@ -19,7 +19,7 @@ from pathprune.mining import ClassStats, PathSet
 from pathprune.models.checkpoint import load_pruned, save_pruned
 from pathprune.pipeline import MineResult, mine_recipe, prune_recipe, run_recipe
 from pathprune.recipe import Recipe, RecipeError
-from pathprune.stages import mining as mined
+from pathprune.stages import mining, sampling
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_accuracy_is_stored_and_computed_once(folder: Path, monkeypatch: pytest.
     assert (accuracy.nodes, accuracy.num_images, accuracy.num_neurons) == (2, 12, 24)
     stored = json.loads((folder / "run" / "accuracy" / "all.json").read_text())
     assert stored["num_agreeing"] == accuracy.num_agreeing
-    monkeypatch.setattr(mined, "locate_paths", refuse)
+    monkeypatch.setattr(mining, "locate_paths", refuse)
     assert mine(folder).accuracies["all"] == accuracy
     with pytest.raises(AssertionError, match="computed again"):
         mine(folder, check_images=3)
@@ -149,7 +149,7 @@ def test_images_are_mined_for_what_is_predicted_without_any_labels(
         mine(folder, "by-label")
     (unlabelled,) = map(ClassStats.load, mine(folder, "unlabelled", targets="prediction").files)
     assert all((a == b).all() for a, b in zip(stats.mass, unlabelled.mass, strict=True))
-    monkeypatch.setattr(mined, "sample_for_mining", refuse)
+    monkeypatch.setattr(sampling, "sample_for_mining", refuse)
     mine(folder, "unlabelled", targets="prediction")
 
 
@@ -197,9 +197,9 @@ def test_a_tower_without_classes_is_mined_and_pruned(tower: Path, labelled: bool
     assert stats.num_images.tolist() == ([4, 4, 4] if labelled else [12])
     checkpoints = prune_recipe(tower_recipe(tower, "pruned"))
     assert [load_pruned(checkpoint).num_classes for checkpoint in checkpoints] == [0] * 4
-    with pytest.raises(ValueError, match="no classifier whose accuracy could be measured"):
+    with pytest.raises(ValueError, match="has no classifier, so its accuracy cannot be measured"):
         run_recipe(tower_recipe(tower, "run"))
-    with pytest.raises(ValueError, match="'damage' measures class probabilities, which the model does not give"):
+    with pytest.raises(ValueError, match="'damage' compares class probabilities, but the model has no classes"):
         prune_recipe(tower_recipe(tower, "damage", prune={"scope": "global", "normalize": "damage"}))
     with pytest.raises(ValueError, match="'taylor' needs the loss of a classifier"):
         prune_recipe(tower_recipe(tower, "taylor", score={"criteria": ["taylor"]}))
@@ -227,7 +227,7 @@ def test_a_tower_recovers_by_its_teacher_alone(tower: Path) -> None:
     half = "train[:50%]"
     splits = {"mine": half, "calibrate": half, "train": half, "validation": "train[50%:]"}
     data = {"source": str(tower / "data"), "splits": splits}
-    with pytest.raises(ValueError, match="labels are learned by a classifier, which the model is not; set labels to 0"):
+    with pytest.raises(ValueError, match="no classifier to learn labels with; set labels to 0"):
         run_recipe(tower_recipe(tower, "refused", head(tower), recover=quick))
     recipe = tower_recipe(tower, "run", head(tower), prune={"ratio": 0.25}, recover={**quick, "labels": 0}, data=data)
     assert [row["recovery"] is not None for row in run_recipe(recipe).metrics] == [False, False, True, False, True]
@@ -262,5 +262,5 @@ def test_images_with_several_labels_are_mined_for_each_of_them(folder: Path) -> 
     assert pairs == [(index, label) for index, several in enumerate(labels) for label in several]
     with pytest.raises(DataError, match="contains lists; images with several labels can be mined"):
         mine(folder, "one")
-    with pytest.raises(ValueError, match="only_correct is about images with one label each"):
+    with pytest.raises(ValueError, match="only_correct needs one label per image"):
         mine(folder, "right", objective="label-probability", only_correct=True)

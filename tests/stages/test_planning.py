@@ -14,11 +14,13 @@ from tiny import rows, tiny_recipe, write_data, write_model
 from pathprune.data import DataError
 from pathprune.evaluation import LatencyResult
 from pathprune.models.adapt import adapt
-from pathprune.pipeline import Experiment, plan_recipe, prune_recipe, run_recipe
+from pathprune.pipeline import plan_recipe, prune_recipe, run_recipe
 from pathprune.pruning import BudgetError, LeastSquares, MeanShift
 from pathprune.recipe import RecipeError
 from pathprune.stages import latency as timings
-from pathprune.stages.planning import Planned, Planner
+from pathprune.stages.evaluation import Evaluator
+from pathprune.stages.experiment import open_experiment
+from pathprune.stages.planning import Planned
 from pathprune.stages.variants import variants
 
 STEP = {"neurons": 2 / 96, "params": 50 / 4155, "macs": 240 / 21_000}  # one neuron of each of two blocks; roughly
@@ -52,7 +54,7 @@ def refuse(*_: object, **__: object) -> None:
 def planned(folder: Path, **prune: Any) -> Planned:
     recipe = tiny_recipe(folder, score={"criteria": ["variance"], "num_images": 12}, compensation="mean", prune=prune)
     (variant,) = variants(recipe)
-    return Planner(Experiment(recipe, overwrite=True)).plan(variant)
+    return open_experiment(recipe, overwrite=True).planner.plan(variant)
 
 
 def with_validation(folder: Path, **sections: Any) -> Any:
@@ -108,18 +110,18 @@ def test_damage_is_measured_with_the_variants_own_compensation_or_least_squares(
         compensation=["mean", "sequential"],
         prune={"ratio": 0.5, "scope": "global", "normalize": "damage", "min_width": 2},
     )
-    experiment, used = Experiment(recipe), []
-    prune = experiment.pruned
-    monkeypatch.setattr(experiment, "pruned", lambda variant, plan: used.append(variant) or prune(variant, plan))
-    first = [Planner(experiment).plan(variant).plan.to_dict() for variant in variants(recipe)]
+    experiment, used = open_experiment(recipe), []
+    build = experiment.pruning.build
+    monkeypatch.setattr(experiment.pruning, "build", lambda variant, plan: used.append(variant) or build(variant, plan))
+    first = [experiment.planner.plan(variant).plan.to_dict() for variant in variants(recipe)]
     assert {type(variant.compensation) for variant in used} == {MeanShift, LeastSquares}
     curves = json.loads((folder / "run" / "damage" / "variance--mean.json").read_text())
     for curve in curves.values():
         assert curve[0] == [48, 0.0]
         assert [width for width, _ in curve] == [48, 36, 24, 17, 10, 5, 2]
         assert curve[-1][1] > 0
-    monkeypatch.setattr(experiment, "pruned", refuse)
-    assert [Planner(experiment).plan(variant).plan.to_dict() for variant in variants(recipe)] == first
+    monkeypatch.setattr(experiment.pruning, "build", refuse)
+    assert [experiment.planner.plan(variant).plan.to_dict() for variant in variants(recipe)] == first
 
 
 def test_a_max_drop_gives_the_smallest_model_within_it_and_a_second_run_evaluates_nothing(
@@ -132,7 +134,7 @@ def test_a_max_drop_gives_the_smallest_model_within_it_and_a_second_run_evaluate
         assert row["budget_reached"] <= 20.0
         tried = list((result.folder / "evaluations" / "validation" / row["variant_id"]).iterdir())
         assert 2 <= len(tried) <= 9
-    monkeypatch.setattr("pathprune.stages.experiment.evaluate_model", refuse)
+    monkeypatch.setattr("pathprune.stages.evaluation.evaluate_model", refuse)
     assert run_recipe(recipe).metrics == result.metrics
     assert "variance with mean at a drop of 20 at most" in plan_recipe(recipe)
 
@@ -152,13 +154,13 @@ def test_what_a_max_drop_is_found_on_is_neither_evaluated_nor_mined(folder: Path
 def test_a_plan_that_is_narrow_from_the_start_and_loses_too_much_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def evaluated(_: Experiment, name: str, *__: Any, **___: Any) -> SimpleNamespace:
+    def evaluated(_: Evaluator, name: str, *__: Any, **___: Any) -> SimpleNamespace:
         return SimpleNamespace(correct=np.array([True, name == "validation/dense"]))
 
-    monkeypatch.setattr(Experiment, "evaluation", evaluated)
+    monkeypatch.setattr(Evaluator, "evaluate", evaluated)
     recipe = with_validation(folder, prune={"max_drop": 1.0, "block_ratios": {0: 0.5, 1: 0.5}})
     with pytest.raises(BudgetError, match=r"no plan loses at most 1 points: .* loses 50\.00; raise prune\.max_drop"):
-        Planner(Experiment(recipe)).plan(variants(recipe)[0])
+        open_experiment(recipe).planner.plan(variants(recipe)[0])
 
 
 @pytest.mark.parametrize(
