@@ -5,33 +5,24 @@ from __future__ import annotations
 import copy
 import logging
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from pathprune.artifacts import ArtifactKind, json_codec
-from pathprune.bench.groups import Group
 from pathprune.bench.backends import BACKENDS, BackendError, make_run, missing_packages
+from pathprune.bench.groups import Group
 from pathprune.evaluation import count_macs, count_params
 from pathprune.evaluation.latency import LatencyResult, device_name, speedup, time_in_turns
 from pathprune.evaluation.memory import peak_memory
-from pathprune.keys import key_of
 from pathprune.models.adapt import adapt
-from pathprune.models.checkpoint import load_pruned
-from pathprune.models.pruned_config import is_pruned_folder, read_pruned_config
-from pathprune.pruning import apply_plan
-from pathprune.recipe import load_recipe
 from pathprune.report.rows import BenchedModel, BenchRow, BenchTiming
 from pathprune.runs import RunFolder
-from pathprune.stages.experiment import Experiment
-from pathprune.stages.planning import Planner
-from pathprune.stages.variants import label, variants
 
 log = logging.getLogger(__name__)
 

@@ -43,7 +43,6 @@ from pathprune.report.render import write_page
 from pathprune.stages.experiment import Experiment, open_experiment
 
 
-
 def _save_top_images(top_images: Mapping[int, TopImages], file: Path) -> None:
     tensors = {f"items.{layer}": each.items.contiguous() for layer, each in top_images.items()}
     tensors |= {f"activations.{layer}": each.activations.contiguous() for layer, each in top_images.items()}

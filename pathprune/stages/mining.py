@@ -24,10 +24,10 @@ from pathprune.mining import (
     ShardFolder,
     Tokens,
     choose_nodes,
+    compare_paths,
     locate_paths,
     mine_split,
     resolve_nodes,
-    compare_paths,
     save_paths,
 )
 from pathprune.mining.accuracy import CONVERGED_NODES, GOAL, MIXED_GOAL

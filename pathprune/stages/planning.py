@@ -151,7 +151,11 @@ class Planner:
             return ShareEstimate(*(1 - 1 / each for each in (faster.median, faster.low, faster.high)))
 
         def search() -> TimedRung:
-            return TimedRung(*search_measured_rung(plans.compute_removed_shares(self._cost), ratio=ratio, total=self._whole, measure=measure))
+            return TimedRung(
+                *search_measured_rung(
+                    plans.compute_removed_shares(self._cost), ratio=ratio, total=self._whole, measure=measure
+                )
+            )
 
         inputs = {
             "ladder": [plans.ladder.start, plans.ladder.changes],

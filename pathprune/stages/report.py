@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pathprune.evaluation import Evaluation
-from pathprune.files import write_atomically, write_text
+from pathprune.files import write_atomically
 from pathprune.mining import ClassStats, PathSet
 from pathprune.pruning import PrunePlan
 from pathprune.report.entries import CriterionCost, Results, SplitInfo, named

@@ -91,12 +91,15 @@ class MiningSample:
             by=config.targets,
             only_correct=config.only_correct,
         )
+        predictor = [context.model_key, self.path_settings(), images.source_key]
         artifact = SAMPLE.of(
             sampling=asdict(sampling),
             seed=context.recipe.seed,
             positions=hashlib.blake2b(images.indices.tobytes()).hexdigest(),
             labels=hashlib.blake2b(images.labels.tobytes()).hexdigest(),
-            predictions=[context.model_key, self.path_settings(), images.source_key] if sampling.needs_predictions else None,
+            predictions=[context.model_key, self.path_settings(), images.source_key]
+            if sampling.needs_predictions
+            else None,
         )
 
         def draw() -> Sample:
