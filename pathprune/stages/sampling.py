@@ -97,9 +97,7 @@ class MiningSample:
             seed=context.recipe.seed,
             positions=hashlib.blake2b(images.indices.tobytes()).hexdigest(),
             labels=hashlib.blake2b(images.labels.tobytes()).hexdigest(),
-            predictions=[context.model_key, self.path_settings(), images.source_key]
-            if sampling.needs_predictions
-            else None,
+            predictions=predictor if sampling.needs_predictions else None,
         )
 
         def draw() -> Sample:

@@ -95,7 +95,7 @@ def test_checkpoints_of_one_architecture_stand_beside_its_dense_model(
     (again,), same = open_groups([str(folder / "run")])  # the run folder of that recipe
     assert list(again.pruned) == ["magnitude-l2 at 25%", "magnitude-l2 at 50%"]
     assert same == folder / "run"
-    with pytest.raises(ValueError, match="data is no checkpoint that pathprune wrote, and no run folder"):
+    with pytest.raises(ValueError, match="data is neither a checkpoint that pathprune wrote nor a run folder"):
         open_groups([str(folder / "data")])
     with pytest.raises(ValueError, match="is not empty and is no run folder; choose another with --output"):
         bench([group], CONFIG, folder=folder / "data")

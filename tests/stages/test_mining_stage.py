@@ -201,7 +201,7 @@ def test_a_tower_without_classes_is_mined_and_pruned(tower: Path, labelled: bool
         run_recipe(tower_recipe(tower, "run"))
     with pytest.raises(ValueError, match="'damage' compares class probabilities, but the model has no classes"):
         prune_recipe(tower_recipe(tower, "damage", prune={"scope": "global", "normalize": "damage"}))
-    with pytest.raises(ValueError, match="'taylor' needs the loss of a classifier"):
+    with pytest.raises(ValueError, match="'taylor' needs a classifier's loss"):
         prune_recipe(tower_recipe(tower, "taylor", score={"criteria": ["taylor"]}))
     with pytest.raises(ValueError, match="the objective cosine has no classes to predict"):
         mine_recipe(tiny_recipe(tower, model={"name": str(tower / "tower")}, mine={"targets": "prediction"}))
