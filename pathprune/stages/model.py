@@ -13,7 +13,7 @@ from torch import nn
 from pathprune.keys import key_of
 from pathprune.mining import Objective, ZeroShot, ZeroShotClassifier, resolve_objective
 from pathprune.models.adapt import adapt
-from pathprune.models.loading import LoadedModel, load_model
+from pathprune.models.loading import LoadedModel, load_configured_model
 from pathprune.models.seam import AdaptedModel
 from pathprune.models.slicing import slice_head
 from pathprune.recipe import Recipe
@@ -28,7 +28,6 @@ class RecipeModel:
 
     loaded: LoadedModel
     adapted: AdaptedModel
-    data_config: Mapping[str, Any]
     objective: Objective
     num_classes: int | None
     class_names: tuple[str, ...] | None
@@ -37,6 +36,11 @@ class RecipeModel:
     @property
     def module(self) -> nn.Module:
         return self.adapted.model
+
+    @property
+    def data_config(self) -> Mapping[str, Any]:
+        """Input size and transform, as `timm.data.create_transform` takes them."""
+        return self.loaded.data_config
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -89,16 +93,8 @@ def open_model(recipe: Recipe, *, device: torch.device) -> RecipeModel:
 
     Raises `ValueError` for a model that does not take RGB images or does not fit its zero-shot head.
     """
-    loaded = load_model(
-        recipe.model.name,
-        checkpoint=recipe.model.checkpoint,
-        pretrained=recipe.model.pretrained,
-        num_classes=recipe.model.num_classes,
-        image_size=recipe.model.image_size,
-        model_args=recipe.model.args,
-    )
-    data_config = {**loaded.data_config, **recipe.model.data_config}
-    channels = data_config["input_size"][0]
+    loaded = load_configured_model(recipe.model)
+    channels = loaded.data_config["input_size"][0]
     if channels != 3:
         raise ValueError(f"the model takes {channels} channels; only RGB images are read")
     adapted = adapt(loaded.model)
@@ -108,8 +104,8 @@ def open_model(recipe: Recipe, *, device: torch.device) -> RecipeModel:
     if config is not None and isinstance(objective, ZeroShot):
         num_classes, class_names, head_spec = len(objective.text_CK), objective.class_names, config.spec()
         with torch.no_grad():  # notices a head of another tower now
-            ZeroShotClassifier(loaded.model, objective)(torch.zeros(1, *data_config["input_size"]))
-    model = RecipeModel(loaded, adapted, data_config, objective, num_classes, class_names, head_spec)
+            ZeroShotClassifier(loaded.model, objective)(torch.zeros(1, *loaded.data_config["input_size"]))
+    model = RecipeModel(loaded, adapted, objective, num_classes, class_names, head_spec)
     return model.with_module(loaded.model.to(device))
 
 
