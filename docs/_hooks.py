@@ -1,4 +1,4 @@
-"""Parts of the site that are written by the package itself: commands, recipe keys, the notebook, project files."""
+"""MkDocs hooks that add generated parts: command help, recipe keys, the notebook and project files."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ PROJECT_FILES = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELO
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that are not files in docs/."""
+    """Add the pages of the notebook and of files outside docs/."""
     for page, name in PROJECT_FILES.items():
-        files.append(File.generated(config, page, content=_as_page((ROOT / name).read_text(encoding="utf-8"))))
+        files.append(File.generated(config, page, content=_rewrite_links((ROOT / name).read_text(encoding="utf-8"))))
     notebook = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text(encoding="utf-8"))
     pictures: dict[str, bytes] = {}
-    files.append(File.generated(config, "quickstart.md", content=notebook_page(notebook, pictures)))
+    files.append(File.generated(config, "quickstart.md", content=render_notebook(notebook, pictures)))
     for name, content in pictures.items():
         files.append(File.generated(config, name, content=content))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Replace the marks of generated parts, and links to files that the site has as pages."""
-    for mark, part in {"commands": commands, "recipes": shipped_recipes, "keys": recipe_keys}.items():
+    """Fill in generated parts, and point links to files at the pages made from them."""
+    for mark, part in {"commands": render_commands, "recipes": render_recipe_table, "keys": render_recipe_keys}.items():
         if f"<!-- {mark} -->" in markdown:
             markdown = markdown.replace(f"<!-- {mark} -->", part())
     for name, source in {"quickstart.md": "quickstart.ipynb", **PROJECT_FILES}.items():
@@ -42,14 +42,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """Refuse a page that would fetch something from another place."""
+    """Raise `PluginError` for a page that loads a script, style or image from another host."""
     fetched = re.findall(r'<(?:script|img|link(?! rel="canonical"))\b[^>]*(?:src|href)="(?:https?:)?//[^"]+"', output)
     if fetched:
         raise PluginError(f"{page.file.src_uri} fetches from elsewhere: {fetched}")
     return output
 
 
-def commands() -> str:
+def render_commands() -> str:
     """Return the help of every command as Markdown."""
     command = [sys.executable, "-m", "typer", "--app", "_app", "pathprune.cli.app", "utils", "docs"]
     text = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
@@ -57,16 +57,16 @@ def commands() -> str:
     return re.sub(r"^(#+) `pathprune (.*)`$", r"\1 \2", text, flags=re.MULTILINE)
 
 
-def shipped_recipes() -> str:
-    """Return a table of the recipes and of the first line of each."""
+def render_recipe_table() -> str:
+    """Return a table of the shipped recipes with their first comment."""
     rows = ["| recipe | |", "|---|---|"]
     for file in sorted((ROOT / "recipes").glob("*.yaml")):
         rows.append(f"| `{file.stem}` | {file.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')} |")
     return "\n".join(rows)
 
 
-def recipe_keys() -> str:
-    """Return the reference recipe, a heading for each of its paragraphs."""
+def render_recipe_keys() -> str:
+    """Return the reference recipe with a heading for each of its paragraphs."""
     text = (ROOT / "recipes" / "reference.yaml").read_text(encoding="utf-8")
     parts = []
     for index, paragraph in enumerate(re.split(r"\n\n+", text.partition("\n")[2].strip())):
@@ -76,8 +76,8 @@ def recipe_keys() -> str:
     return "\n".join(parts)
 
 
-def notebook_page(notebook: dict[str, Any], pictures: dict[str, bytes]) -> str:
-    """Return a notebook as Markdown; put its pictures, by file name, into `pictures`."""
+def render_notebook(notebook: dict[str, Any], pictures: dict[str, bytes]) -> str:
+    """Return a notebook as Markdown, and add its images to `pictures` by file name."""
     parts = []
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
@@ -96,7 +96,7 @@ def notebook_page(notebook: dict[str, Any], pictures: dict[str, bytes]) -> str:
     return "\n\n".join(parts)
 
 
-def _as_page(markdown: str) -> str:
-    """Return Markdown of the repository's root with its links as from docs/; files of code are named without a link."""
+def _rewrite_links(markdown: str) -> str:
+    """Return Markdown of the repository's root with links relative to docs/, and without links to source files."""
     markdown = re.sub(r"\[([^\]]+)\]\((?:pathprune|recipes|tests)/[^)]*\)", r"`\1`", markdown)
     return markdown.replace("](docs/", "](")

@@ -1,4 +1,4 @@
-"""The quickstart notebook, executed and written back with small outputs: `python docs/_notebook.py`."""
+"""Execution of the quickstart notebook: `python docs/_notebook.py` runs it and writes its outputs back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from traitlets.config import Config
 
 NOTEBOOK = Path(__file__).parent / "quickstart.ipynb"
-COLORS = 32  # of a picture's palette, which makes the file a quarter as large
+COLORS = 32  # per image: a quarter of the bytes
 
 
 def execute(folder: Path) -> NotebookNode:
@@ -28,7 +28,7 @@ def execute(folder: Path) -> NotebookNode:
 
 
 def shrink(notebook: NotebookNode) -> None:
-    """Remove warnings and times from the outputs, and colours from the pictures, in place."""
+    """Remove warnings and metadata, and reduce the images to a palette, in place."""
     for cell in notebook.cells:
         cell.metadata = {}
         if cell.cell_type != "code":
@@ -36,11 +36,11 @@ def shrink(notebook: NotebookNode) -> None:
         cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
         for output in cell.outputs:
             if "image/png" in output.get("data", {}):
-                output.data["image/png"] = _small(output.data["image/png"])
+                output.data["image/png"] = _reduce_colors(output.data["image/png"])
     notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
 
 
-def _small(encoded: str) -> str:
+def _reduce_colors(encoded: str) -> str:
     picture, small = Image.open(io.BytesIO(b64decode(encoded))), io.BytesIO()
     picture.convert("RGB").quantize(COLORS).save(small, "PNG", optimize=True)
     return b64encode(small.getvalue()).decode()
