@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,16 @@ def test_the_criterion_that_the_guide_writes_scores_every_neuron() -> None:
 def test_recipes_and_keys_of_the_commands_exist() -> None:
     text = "\n".join(block for page in PAGES for block in blocks("bash", page)).replace("\\\n", " ")
     commands = re.findall(
-        r"pathprune (run|compare|prune|eval|mine|finetune|inspect) (\S+)(.*?)'?(?:#.*)?$", text, flags=re.MULTILINE
+        r"pathprune (?:run|compare|prune|eval|mine|finetune|inspect) (\S+)(.*)$", text, flags=re.MULTILINE
     )
     assert len(commands) >= 15
-    for _, recipe, rest in commands:
+    for recipe, rest in commands:
         if recipe in ("imagenet.yaml", "mine.yaml"):  # the reader's own, copied from those that ship
             recipe = "own-checkpoint"
-        overrides = re.findall(r"'([^']*)'|([^\s']+=[^\s']+)", rest)
-        load_recipe(ROOT / recipe if "/" in recipe else recipe, [quoted or plain for quoted, plain in overrides])
+        if rest.count("'") % 2:  # the end of a command in quotes
+            rest = rest.rstrip("'")
+        overrides = [word for word in shlex.split(rest, comments=True) if not word.startswith("--")]
+        load_recipe(ROOT / recipe if "/" in recipe else recipe, overrides)
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "docs" / "quickstart.ipynb"], ids=lambda page: page.name)
