@@ -7,12 +7,15 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 import yaml
 
 import pathprune
 from pathprune.cli.app import _app
+from pathprune.mining import ZeroShot
 from pathprune.pruning import list_compensations
+from pathprune.recipe import parse_recipe
 from pathprune.scoring import list_criteria
 
 ROOT = Path(__file__).parent.parent
@@ -76,3 +79,21 @@ def test_the_citation_is_of_this_version() -> None:
     citation = yaml.safe_load(text(ROOT / "CITATION.cff"))
     assert citation["version"] == pathprune.__version__
     assert citation["references"][0]["url"] == "https://arxiv.org/abs/2503.09046"
+
+
+def test_the_zero_shot_head_of_the_guide_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", text(DOCS / "mining-at-scale.md"), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    embeddings = torch.eye(3, 8) * 2
+    exec(code, {"text_tower": {"prompts": embeddings}.get, "prompts": "prompts", "names": ["cat", "dog", "owl"]})
+    head = ZeroShot.load(tmp_path / "head.safetensors")
+    torch.testing.assert_close(head.text_CK, torch.eye(3, 8))
+    assert tuple(head.class_names) == ("cat", "dog", "owl")
+
+
+def test_the_yaml_of_the_pages_is_a_recipe() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")]
+    blocks = [block for page in pages for block in re.findall(r"```yaml\n(.*?)```", text(page), flags=re.DOTALL)]
+    assert blocks
+    for block in blocks:
+        parse_recipe({"name": "page", **yaml.safe_load(block)})
