@@ -11,7 +11,7 @@ from pathprune.pruning.compensation import (
 )
 from pathprune.pruning.damage import measure_damage
 from pathprune.pruning.least_squares import LeastSquares
-from pathprune.pruning.masking import masked
+from pathprune.pruning.masking import mask_neurons
 from pathprune.pruning.plan import PlanRow, PrunePlan
 from pathprune.pruning.plan_ladder import PlanLadder, build_plan_ladder, make_plan
 from pathprune.pruning.removal import prune
@@ -37,7 +37,7 @@ __all__ = [
     "build_plan_ladder",
     "list_compensations",
     "make_plan",
-    "masked",
+    "mask_neurons",
     "measure_damage",
     "parse_compensation",
     "prune",

@@ -1,13 +1,13 @@
-"""What is done to the kept weights to make up for the removed neurons.
+"""Compensations: changes of the kept weights that make up for the removed neurons.
 
-A compensation is a frozen config, registered by name, like a criterion. It changes the narrowed model in place, with a
-context at hand: the dense model and what is known of it.
+A compensation is a frozen config, registered by name, like a criterion. Its call changes the pruned model in place.
 """
+
+# D outputs of a down-projection, W neurons
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,18 +17,20 @@ from torch import Tensor, nn
 from pathprune.models.linear import exact_bias, exact_weight
 from pathprune.models.seam import AdaptedModel
 from pathprune.pruning.plan import PrunePlan
-from pathprune.scoring.registry import Registered, Registry
+from pathprune.scoring.batches import Batches
+from pathprune.scoring.registry import RegisteredConfig, Registry
 from pathprune.scoring.statistics import ActivationStatistics
-
-Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class CompensationContext:
-    """Everything that compensations may look at; what a compensation does not ask for may be left out.
+    """Everything that a compensation may use; inputs that a compensation does not need may be left out.
 
-    `plan` led from the `dense` model to the narrowed one, `statistics` describe the dense one; `batches` is a
-    re-iterable of calibration images `(images [B, C, H, W], labels [B])`, `seed` that of every random choice.
+    - dense: the model before pruning.
+    - plan: the plan that led from the dense to the pruned model.
+    - statistics: activation statistics of the dense model.
+    - batches: re-iterable calibration images `(images [B, C, H, W], labels [B])`.
+    - seed: seed of all random choices.
     """
 
     dense: AdaptedModel
@@ -38,31 +40,34 @@ class CompensationContext:
     seed: int = 0
 
 
-class Compensation(Registered):
-    """Changes the weights of a narrowed model so that it answers more like the dense one."""
+class Compensation(RegisteredConfig):
+    """A change of a pruned model's weights that brings its output closer to the dense model's.
+
+    The class variables declare the inputs that the context must provide.
+    """
 
     needs_statistics: ClassVar[bool] = False
-    needs_covariance: ClassVar[bool] = False  # the statistics with covariances
-    needs_batches: ClassVar[bool] = False  # calibration images, labels unread
+    needs_covariance: ClassVar[bool] = False  # statistics with covariances
+    needs_batches: ClassVar[bool] = False  # calibration images; labels are not used
 
     @abstractmethod
     def __call__(self, pruned: AdaptedModel, context: CompensationContext) -> None:
-        """Change `pruned`, in place."""
+        """Change the weights of `pruned` in place."""
 
 
 _COMPENSATIONS: Registry[Compensation] = Registry(
     "compensation",
-    Compensation,  # type: ignore[type-abstract]  # the base of what is registered, never instantiated itself
+    Compensation,  # type: ignore[type-abstract]  # the base class, which is never instantiated itself
 )
 
 register = _COMPENSATIONS.register
-list_compensations = _COMPENSATIONS.names
+list_compensations = _COMPENSATIONS.list_names
 parse_compensation = _COMPENSATIONS.parse
 
 
 @register("none")
 class NoCompensation(Compensation):
-    """Leaves the kept weights as they are."""
+    """No compensation: the kept weights stay as they are."""
 
     def __call__(self, pruned: AdaptedModel, context: CompensationContext) -> None:
         return None
@@ -70,13 +75,17 @@ class NoCompensation(Compensation):
 
 @register("mean")
 class MeanShift(Compensation):
-    """Puts what the removed neurons P contributed on average into the bias: `b2 += W2[:, P] μ_P` (arXiv 2507.12988)."""
+    """Mean shift: the bias takes over the average contribution of the removed neurons.
+
+    `b2 += W2[:, P] μ_P` for removed neurons P with mean activations μ_P, as in Variance-Based Pruning
+    (arXiv 2507.12988).
+    """
 
     needs_statistics: ClassVar[bool] = True
 
     @torch.no_grad()
     def __call__(self, pruned: AdaptedModel, context: CompensationContext) -> None:
-        assert context.statistics is not None, "prune() checks what a compensation needs"
+        assert context.statistics is not None, "prune() checks the inputs of a compensation"
         for narrow, wide in zip(pruned.sites, context.dense.sites, strict=True):
             columns = context.plan.pruned(wide.name)
             if len(columns) == 0:
@@ -86,10 +95,10 @@ class MeanShift(Compensation):
 
 
 def set_weight(down: nn.Linear, weight_DW: Tensor) -> None:
-    """Replace the weight, in place, keeping its type, device and gradient flag."""
+    """Replace the weight in place; dtype, device and `requires_grad` stay."""
     down.weight = nn.Parameter(weight_DW.to(down.weight), requires_grad=down.weight.requires_grad)
 
 
 def set_bias(down: nn.Linear, bias_D: Tensor) -> None:
-    """Replace or add the bias, in place, with the type, device and gradient flag of the weight."""
+    """Replace or add the bias in place, with the dtype, device and `requires_grad` of the weight."""
     down.bias = nn.Parameter(bias_D.to(down.weight), requires_grad=down.weight.requires_grad)

@@ -1,6 +1,6 @@
-"""Least squares, block by block on its own: kept neurons stand in for the removed ones."""
+"""Least squares in each block alone: the kept neurons predict the removed ones."""
 
-# D outputs, K kept neurons, P pruned ones
+# D outputs, K kept neurons, P removed neurons
 
 from __future__ import annotations
 
@@ -27,10 +27,13 @@ _LOGGER = logging.getLogger(__name__)
 
 @register("least-squares")
 class LeastSquares(Compensation):
-    """Predicts the removed neurons P linearly from the kept ones K, and folds the prediction into the weights.
+    """Ridge regression of the removed neurons on the kept ones, in each block alone.
 
+    With kept neurons K, removed neurons P, and means μ and covariances Σ of their activations:
     `R = Σ_PK (Σ_KK + λI)⁻¹`, `W2[:, K] += W2[:, P] R`, `b2 += W2[:, P] (μ_P − R μ_K)`, as in CORP (arXiv 2602.05243).
-    `ridge` is λ relative to the mean of Σ_KK's diagonal; as it grows, what is left is the mean shift.
+    All activations are the dense model's, so errors of earlier blocks stay; `sequential` corrects them.
+
+    - ridge: λ relative to the mean of Σ_KK's diagonal. The larger the ridge, the closer the result to the mean shift.
     """
 
     needs_statistics: ClassVar[bool] = True
@@ -40,18 +43,18 @@ class LeastSquares(Compensation):
 
     @torch.no_grad()
     def __call__(self, pruned: AdaptedModel, context: CompensationContext) -> None:
-        assert context.statistics is not None, "prune() checks what a compensation needs"
-        dependent = []
+        assert context.statistics is not None, "prune() checks the inputs of a compensation"
+        undetermined = []
         for narrow, wide in zip(pruned.sites, context.dense.sites, strict=True):
             kept, removed = context.plan.kept[wide.name], context.plan.pruned(wide.name)
             if len(removed) == 0:
                 continue
             moments = context.statistics.sites[wide.name]
-            assert moments.covariance is not None, "prune() checks what a compensation needs"
+            assert moments.covariance is not None, "prune() checks the inputs of a compensation"
             removed_DP = exact_weight(wide.down)[:, removed]
             covariance_KK = moments.covariance[kept][:, kept]
             penalty = self.ridge * covariance_KK.diagonal().mean()
-            change_DK, singular = solve_ridge(
+            change_DK, is_singular = solve_ridge(
                 covariance_KK,
                 removed_DP @ moments.covariance[removed][:, kept],
                 penalty_D=penalty.expand(len(removed_DP)),
@@ -59,16 +62,18 @@ class LeastSquares(Compensation):
             set_weight(narrow.down, exact_weight(narrow.down) + change_DK)
             shift_D = removed_DP @ moments.mean[removed] - change_DK @ moments.mean[kept]
             set_bias(narrow.down, exact_bias(narrow.down) + shift_D)
-            if singular or moments.num_rows <= len(kept):
-                dependent.append(wide.block)
-        warn_of_dependence(self, dependent)
+            if is_singular or moments.num_rows <= len(kept):
+                undetermined.append(wide.block)
+        warn_undetermined(self, undetermined)
 
 
-def warn_of_dependence(compensation: Compensation, blocks: Sequence[int]) -> None:
-    """Log, once for all of them, the blocks whose calibration rows do not determine the fit."""
+def warn_undetermined(compensation: Compensation, blocks: Sequence[int]) -> None:
+    """Log one warning for all blocks whose fit the calibration images do not determine."""
     if blocks:
         _LOGGER.warning(
-            "compensation %r: the kept neurons of block %s are linearly dependent on these calibration images, or more "
-            "than their rows; the ridge decides between equally good fits: calibrate on more images",
-            *(compensation.name, ", ".join(map(str, blocks))),
+            "compensation %r: the calibration images do not determine the fit of block %s, where kept neurons are "
+            "linearly dependent or outnumber the tokens; the ridge chooses among equally good fits; calibrate on more "
+            "images",
+            compensation.name,
+            ", ".join(map(str, blocks)),
         )

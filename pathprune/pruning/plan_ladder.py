@@ -114,27 +114,27 @@ def build_plan_ladder(
     Raises ValueError for settings out of range, and BudgetError if `min_width` rules out a block's own ratio.
     """
     rules.check_blocks(sites)
-    ranked = {name: _rank(site_scores) for name, site_scores in validate_scores(scores, sites=sites).items()}
-    fixed: dict[str, int] = {}
-    allowed: dict[str, list[int]] = {}
+    rankings = {name: _rank(site_scores) for name, site_scores in validate_scores(scores, sites=sites).items()}
+    fixed_widths: dict[str, int] = {}
+    allowed_widths: dict[str, list[int]] = {}
     for site in sites:
         own_ratio = rules.block_ratios.get(site.block)
         if site.block in rules.exclude_blocks:
-            fixed[site.name] = site.width
+            fixed_widths[site.name] = site.width
         elif own_ratio is not None:
-            fixed[site.name] = _find_width(site, rules.allowed_widths(site), ratio=own_ratio)
+            fixed_widths[site.name] = _find_width(site, rules.allowed_widths(site), ratio=own_ratio)
         else:
-            allowed[site.name] = rules.allowed_widths(site)
+            allowed_widths[site.name] = rules.allowed_widths(site)
     if rules.scope == "uniform":
-        ladder = build_uniform_ladder(allowed, fixed=fixed)
+        ladder = build_uniform_ladder(allowed_widths, fixed=fixed_widths)
     else:
-        steps = _value_steps(allowed, ranked, normalize=rules.normalize, cost=cost, damage=damage or {})
-        ladder = build_value_ladder(steps, allowed=allowed, fixed=fixed)
+        steps = _value_steps(allowed_widths, rankings, normalize=rules.normalize, cost=cost, damage=damage or {})
+        ladder = build_value_ladder(steps, allowed=allowed_widths, fixed=fixed_widths)
     return PlanLadder(
         ladder,
-        ranking={site.name: ranked[site.name].columns for site in sites},
+        ranking={site.name: rankings[site.name].columns for site in sites},
         blocks={site.name: site.block for site in sites},
-        competing=tuple(allowed),
+        competing=tuple(allowed_widths),
     )
 
 
@@ -157,8 +157,8 @@ def _find_width(site: NeuronSite, widths: Sequence[int], *, ratio: float) -> int
 
 
 def _value_steps(
-    allowed: Mapping[str, Sequence[int]],
-    ranked: Mapping[str, _Ranking],
+    allowed_widths: Mapping[str, Sequence[int]],
+    rankings: Mapping[str, _Ranking],
     *,
     normalize: Normalize,
     cost: Cost | None,
@@ -166,12 +166,12 @@ def _value_steps(
 ) -> list[Step]:
     """Return the steps of all sites, with values that compare across blocks as `normalize` says."""
     steps: list[Step] = []
-    for name, widths in allowed.items():
+    for name, widths in allowed_widths.items():
         if normalize == "damage":
             curve = _get_curve(damage, name, widths)
             steps += value_steps_by_damage(name, widths, curve, cost=cost.per_neuron[name] if cost else 1.0)
         else:
-            scores = ranked[name].scores
+            scores = rankings[name].scores
             scale = _compute_mean(name, scores) if normalize == "mean" else 1.0
             steps += value_steps_by_score(name, widths, scores, scale=scale)
     return steps

@@ -1,10 +1,10 @@
-"""Both layers of a narrowed MLP, fitted together to what its block should add to the residual stream.
+"""Block reconstruction: gradient descent on both layers of a pruned MLP.
 
-A ridge fit of `down` takes the kept neurons as they are. Their own weights can do something for the output too: block
-reconstruction, known from post-training quantisation (BRECQ, arXiv 2102.05426).
+A ridge fit changes the down-projection only. Training the neurons' input weights too brings the block output closer to
+its target, as in post-training quantisation (BRECQ, arXiv 2102.05426).
 """
 
-# N images, T tokens, R rows (tokens of all images), B of them in a batch, D width of the residual stream
+# N images, T tokens, R tokens of all images, B tokens of a batch, D hidden dimension of the residual stream
 
 from __future__ import annotations
 
@@ -19,70 +19,77 @@ from pathprune.models.graph import PlainMlp
 from pathprune.models.seam import NeuronSite
 from pathprune.pruning.compensation import set_bias
 
-_HELD_OUT = 8  # of so many images one
-_MOST_ROWS = 32768  # that are learnt from: more cost time, and tell little more about one MLP
-_BATCH_ROWS = 256
-_LEAST_STEPS = 40  # of the schedule, which needs two to begin with; of fewer steps the last ones are not run
-_RATE = 0.03  # largest learning rate, relative to the weights' root mean square
+_HELD_OUT = 8  # one image of so many is held out
+_MAX_TOKENS = 32768  # of one MLP's training: more tokens cost time and change the fit little
+_BATCH_TOKENS = 256
+_MIN_STEPS = 40  # of the learning rate schedule, which needs at least two; of fewer steps the last ones do not run
+_LEARNING_RATE = 0.03  # at the peak, relative to the weights' root mean square
 
 
 def reconstruct(
-    site: NeuronSite, read_NTD: Tensor, wanted_NTD: Tensor, *, scale_D: Tensor, epochs: int, seed: int = 0
+    site: NeuronSite, inputs_NTD: Tensor, targets_NTD: Tensor, *, scale_D: Tensor, epochs: int, seed: int = 0
 ) -> bool:
-    """Change a site's MLP, in place, so that `scale * MLP(read)` comes nearer `wanted`; say whether it was changed.
+    """Train a site's MLP in place so that `scale * MLP(inputs)` comes closer to `targets`; return True if it changed.
 
-    Adam on the squared error of the tokens, for so many epochs, from the weights at hand. Every eighth image is held
-    out, and the weights are those of the epoch that left least error there: what comes back is never worse for these,
-    and of fewer than eight images nothing is learnt. Of very many tokens a sample is taken. In float32, on the site's
-    device.
+    Runs Adam on the squared error of the tokens for `epochs` epochs, from the current weights, in float32 on the site's
+    device. At most 32,768 tokens are sampled. Every eighth image is held out, and the weights of the epoch with the
+    least held-out error are kept, so the held-out error never grows. Fewer than eight images change nothing.
     """
-    down, device = site.down, site.down.weight.device
-    is_held_out_N = torch.arange(len(read_NTD)) % _HELD_OUT == _HELD_OUT - 1
+    is_held_out_N = torch.arange(len(inputs_NTD)) % _HELD_OUT == _HELD_OUT - 1
     if epochs == 0 or not is_held_out_N.any():
         return False
-    generator = torch.Generator().manual_seed(seed)
+    device, generator = site.down.weight.device, torch.Generator().manual_seed(seed)
 
-    def rows(chosen_N: Tensor, most: int) -> tuple[Tensor, Tensor]:
-        """What the MLP reads and what is wanted of it, at up to `most` tokens of the chosen images: `[R, D]` both."""
-        read_RD, wanted_RD = (each[chosen_N].flatten(0, -2) for each in (read_NTD, wanted_NTD))
-        sample = torch.randperm(len(read_RD), generator=generator)[:most]
-        return read_RD[sample].to(device, torch.float32), wanted_RD[sample].to(device, torch.float32)
+    def sample_tokens(is_chosen_N: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Sample inputs and targets `[R, D]` of up to `count` tokens of the chosen images."""
+        inputs_RD, targets_RD = (x_NTD[is_chosen_N].flatten(0, -2) for x_NTD in (inputs_NTD, targets_NTD))
+        sample = torch.randperm(len(inputs_RD), generator=generator)[:count]
+        return inputs_RD[sample].to(device, torch.float32), targets_RD[sample].to(device, torch.float32)
 
-    read_RD, wanted_RD = rows(~is_held_out_N, _MOST_ROWS)
-    held_out = rows(is_held_out_N, _MOST_ROWS // (_HELD_OUT - 1))
+    inputs_RD, targets_RD = sample_tokens(~is_held_out_N, _MAX_TOKENS)
+    held_out = sample_tokens(is_held_out_N, _MAX_TOKENS // (_HELD_OUT - 1))
     mlp = PlainMlp(site).to(torch.float32).requires_grad_(True)
     scale_D = scale_D.to(device, torch.float32)
-    unit = wanted_RD.square().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    unit = targets_RD.square().mean().clamp(min=torch.finfo(torch.float32).tiny)
 
-    def error(read_BD: Tensor, wanted_BD: Tensor) -> Tensor:
-        missed_BD: Tensor = wanted_BD - scale_D * mlp(read_BD)
-        return missed_BD.square().mean() / unit
+    def compute_error(inputs_BD: Tensor, targets_BD: Tensor) -> Tensor:
+        residual_BD: Tensor = targets_BD - scale_D * mlp(inputs_BD)
+        return residual_BD.square().mean() / unit
 
-    def error_held_out() -> float:
+    def compute_held_out_error() -> float:
         with torch.no_grad():
-            return error(*held_out).item()
+            return compute_error(*held_out).item()
 
-    weights = torch.cat([each.detach().flatten() for each in mlp.parameters() if each.ndim > 1])
-    rate = _RATE * float(weights.square().mean().sqrt())
-    search = torch.optim.Adam(mlp.parameters(), lr=rate, betas=(0.9, 0.95))
-    steps = max(epochs * math.ceil(len(read_RD) / _BATCH_ROWS), _LEAST_STEPS)
-    schedule = OneCycleLR(
-        search, max_lr=rate, total_steps=steps, pct_start=0.05, anneal_strategy="linear", cycle_momentum=False
-    )
-    least, best = error_held_out(), None
+    optimizer, schedule = _build_optimizer(mlp, num_steps=epochs * math.ceil(len(inputs_RD) / _BATCH_TOKENS))
+    least, best = compute_held_out_error(), None
     for _ in range(epochs):
-        for batch in torch.split(torch.randperm(len(read_RD), generator=generator).to(device), _BATCH_ROWS):
-            search.zero_grad()
+        for batch in torch.split(torch.randperm(len(inputs_RD), generator=generator).to(device), _BATCH_TOKENS):
+            optimizer.zero_grad()
             with torch.enable_grad():
-                torch.autograd.backward(error(read_RD[batch], wanted_RD[batch]))
-            search.step()
+                torch.autograd.backward(compute_error(inputs_RD[batch], targets_RD[batch]))
+            optimizer.step()
             schedule.step()
-        now = error_held_out()
-        if now < least:
-            least, best = now, copy.deepcopy(mlp.state_dict())
+        error = compute_held_out_error()
+        if error < least:
+            least, best = error, copy.deepcopy(mlp.state_dict())
     if best is None:
         return False
     mlp.load_state_dict(best)
-    mlp.to(down.weight.dtype).put_back(site)
-    set_bias(down, mlp.down.bias)
+    mlp.to(site.down.weight.dtype).put_back(site)
+    set_bias(site.down, mlp.down.bias)
     return True
+
+
+def _build_optimizer(mlp: PlainMlp, *, num_steps: int) -> tuple[torch.optim.Adam, OneCycleLR]:
+    weights = torch.cat([parameter.detach().flatten() for parameter in mlp.parameters() if parameter.ndim > 1])
+    rate = _LEARNING_RATE * float(weights.square().mean().sqrt())
+    optimizer = torch.optim.Adam(mlp.parameters(), lr=rate, betas=(0.9, 0.95))
+    schedule = OneCycleLR(
+        optimizer,
+        max_lr=rate,
+        total_steps=max(num_steps, _MIN_STEPS),
+        pct_start=0.05,
+        anneal_strategy="linear",
+        cycle_momentum=False,
+    )
+    return optimizer, schedule

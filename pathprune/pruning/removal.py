@@ -1,16 +1,15 @@
-"""Remove neurons by a plan and make up for them, in one go."""
+"""Pruning by a plan: removal of neurons, then compensation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-from torch import Tensor
 
 from pathprune.models.seam import AdaptedModel
 from pathprune.pruning.compensation import Compensation, CompensationContext, parse_compensation
 from pathprune.pruning.plan import PrunePlan
 from pathprune.pruning.surgery import apply_plan
+from pathprune.scoring.batches import Batches
 from pathprune.scoring.statistics import ActivationStatistics
 
 
@@ -20,23 +19,31 @@ def prune(
     plan: PrunePlan,
     compensation: str | Mapping[str, Any] | Compensation = "none",
     statistics: ActivationStatistics | None = None,
-    batches: Iterable[tuple[Tensor, Tensor]] | None = None,
+    batches: Batches | None = None,
     seed: int = 0,
 ) -> AdaptedModel:
-    """A narrower copy of the model, by `plan`; the model at hand is not changed.
+    """Return a copy of the model without the plan's removed neurons; `adapted` does not change.
 
-    `compensation` is a registered name (see `list_compensations`) or a mapping with its name and options. `statistics`
-    are those of the dense model, with covariances for `least-squares`; `batches` of calibration images
-    `(images [B, C, H, W], labels)` are what `sequential` fits on, `seed` is that of its random choices. Raises
-    ValueError if one that is needed is missing, or if the plan or the statistics are of another model.
+    - compensation: a registered name (see `list_compensations`), or a mapping with the key `name` and options.
+    - statistics: activation statistics of the dense model, with covariances for `least-squares`.
+    - batches: calibration images `(images [B, C, H, W], labels)`, which `sequential` fits on; labels are not used.
+    - seed: seed of the compensation's random choices.
+
+    Raises ValueError if the compensation is unknown or lacks an input, or if the plan or the statistics are of another
+    model.
     """
     compensate = parse_compensation(compensation)
     if compensate.needs_statistics:
         if statistics is None:
-            raise ValueError(f"compensation {compensate.name!r} needs activation statistics; see collect_statistics")
+            raise ValueError(
+                f"compensation {compensate.name!r} needs activation statistics, but none were given; collect them with "
+                "collect_statistics and pass statistics=…"
+            )
         statistics.check(adapted.sites, covariance=compensate.needs_covariance)
     if compensate.needs_batches and batches is None:
-        raise ValueError(f"compensation {compensate.name!r} needs batches of calibration images; pass batches=…")
+        raise ValueError(
+            f"compensation {compensate.name!r} needs batches of calibration images, but none were given; pass batches=…"
+        )
     pruned = apply_plan(adapted, plan=plan)
     context = CompensationContext(adapted, plan=plan, statistics=statistics, batches=batches or (), seed=seed)
     compensate(pruned, context)

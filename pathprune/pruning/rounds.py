@@ -1,4 +1,4 @@
-"""Pruning in several rounds: a share of the neurons that are to go in each, chosen by the scores of the model then."""
+"""Pruning in several rounds: each removes a share of the neurons, chosen by the scores of the current model."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathprune.scoring.scores import Scores, validate_scores
 
 
 def widths_after(plan: PrunePlan, *, done: int, rounds: int) -> dict[str, int]:
-    """The width of every site after `done` of `rounds` equal steps from the dense widths to those of `plan`."""
+    """Return the width of every site after `done` of `rounds` equal steps from the dense widths to the plan's."""
     return {row.site: row.width - round((row.width - row.kept) * done / rounds) for row in plan.table()}
 
 
 def keep_best(scores: Scores, *, sites: Sequence[NeuronSite], widths: Mapping[str, int]) -> PrunePlan:
-    """Keep the `widths[name]` best-scored neurons of every site; of equal scores, the lower column."""
+    """Return the plan that keeps each site's `widths[name]` top-scoring neurons; ties keep the lower column."""
     kept = {
         name: values.sort(descending=True, stable=True).indices[: widths[name]].sort().values
         for name, values in validate_scores(scores, sites=sites).items()
@@ -30,7 +30,7 @@ def keep_best(scores: Scores, *, sites: Sequence[NeuronSite], widths: Mapping[st
 
 
 def keep_all(sites: Sequence[NeuronSite]) -> PrunePlan:
-    """The plan that removes nothing."""
+    """Return the plan that removes nothing."""
     return PrunePlan(
         kept={site.name: torch.arange(site.width) for site in sites},
         widths={site.name: site.width for site in sites},
@@ -39,9 +39,16 @@ def keep_all(sites: Sequence[NeuronSite]) -> PrunePlan:
 
 
 def composed(first: PrunePlan, then: PrunePlan) -> PrunePlan:
-    """One plan for the model that `first` was made for: what stays where `then` prunes what `first` left."""
+    """Return one plan that removes the neurons of two successive plans.
+
+    Columns of `then` count the neurons that `first` keeps. Columns of the result count the neurons of the model that
+    `first` is for. Raises ValueError if `then` is for other widths than `first` leaves.
+    """
     left = {name: len(kept) for name, kept in first.kept.items()}
     if left != dict(then.widths):
-        raise ValueError(f"the first plan leaves neurons {left}, the second is for {dict(then.widths)}")
+        raise ValueError(
+            f"the first plan leaves widths {left}, but the second plan is for {dict(then.widths)}; make the second "
+            "plan for the pruned model"
+        )
     kept = {name: columns[then.kept[name]] for name, columns in first.kept.items()}
     return PrunePlan(kept=kept, widths=first.widths, blocks=first.blocks)

@@ -1,6 +1,6 @@
-"""Least squares on the residual stream: each block is fitted behind blocks that are narrowed and fitted already."""
+"""Least squares on the residual stream: each block is fitted behind blocks that are already pruned and fitted."""
 
-# B images, T tokens, D outputs, K kept neurons of the block at hand
+# D outputs and K inputs of a linear layer
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from pathprune.pruning.compensation import (
     set_bias,
     set_weight,
 )
-from pathprune.pruning.least_squares import warn_of_dependence
+from pathprune.pruning.least_squares import warn_undetermined
 from pathprune.pruning.reconstruction import reconstruct
-from pathprune.pruning.ridge import cross_validated_ridge, solve_ridge
+from pathprune.pruning.ridge import cross_validate_ridge, solve_ridge
 from pathprune.pruning.streams import Streams
-from pathprune.scoring.sensitivity import token_weights
-from pathprune.scoring.statistics import Moments
+from pathprune.scoring.moments import Moments
+from pathprune.scoring.sensitivity import compute_token_weights
 
 
 @register("sequential")
 class Sequential(Compensation):
-    """Fits each block to give the dense model's own block output from the narrowed model's state.
+    """Least squares on the residual stream, block after block: the strongest compensation.
 
-    With the earlier blocks narrowed and fitted, `(dense block output − narrowed state before the MLP) / γ` is regressed
-    on the block's kept hidden rows, so that each block also repairs what earlier ones broke; γ is the LayerScale, 1
-    without. Every block from the first narrowed one on is fitted, also those that keep every neuron.
+    Each block is fitted in the pruned model, so it also corrects the errors of earlier blocks. The target of the
+    down-projection is `(dense block output − pruned state before the MLP) / γ`, where γ is the LayerScale (1 without).
+    Fitting starts at the first pruned block and includes later blocks that keep every neuron.
 
-    - ridge: pulls towards the dense weights, relative to the mean variance of the inputs, and to `mean(γ²) / γ²` for
-      each output, since an output that hardly reaches the stream would otherwise be blown up. `cross-validated`: for
-      every layer the one with which a fit on one half of the images explains the other half best.
-    - token_weights: count a token by how much the model's answer listens to it (see `token_weights` of the scoring); in
-      the last block of a model with a class token, that is the class token alone, and the fit has that fewer rows.
-    - refit_attention: before the MLP, also fit the attention's linear layers behind narrowed blocks: the projection as
-      the MLP is, to give the dense model's state from the narrowed one, the others to give the dense model's outputs.
-    - reconstruct: then fit both layers of each MLP to the same for so many epochs, as far as images held out gain from
-      it too (see `reconstruct`); 0 leaves the kept neurons' own weights alone.
+    - ridge: penalty on the change from the dense weights, relative to the mean variance of the layer's inputs. Each
+      output's penalty is scaled by `mean(γ²) / γ²`, since outputs that barely reach the stream would get huge weights.
+      `cross-validated`: choose the ridge of each layer by fits on one half of the images, tested on the other half.
+    - token_weights: weigh each token by the sensitivity of the model's answer to it. In the last block of a model that
+      reads the class token, only this token counts, so the fit has far fewer tokens.
+    - refit_attention: also refit the attention's linear layers behind the first pruned block. The output projection
+      is fitted to the dense model's state before the MLP, all other layers to the dense model's outputs.
+    - reconstruct: epochs of gradient descent on both layers of each MLP, after the fit and towards the same target.
+      Images are held out, and training stops counting where their error stops falling. 0: none.
     """
 
     needs_batches: ClassVar[bool] = True
@@ -59,68 +59,71 @@ class Sequential(Compensation):
     def __call__(self, pruned: AdaptedModel, context: CompensationContext) -> None:
         dense = context.dense
         first = next((row.block for row in context.plan.table() if row.kept < row.width), len(dense.sites))
-        scales = {block: _residual_scale(dense, block) for block in range(first, len(dense.sites))}
+        scales = {block: _get_residual_scale(dense, block) for block in range(first, len(dense.sites))}
         if not scales:
             return
-        weights = token_weights(dense, context.batches, seed=context.seed) if self.token_weights else None
+        weights = compute_token_weights(dense, context.batches, seed=context.seed) if self.token_weights else None
         streams = Streams(dense, pruned, block=first, batches=context.batches)
-        dependent = []
+        undetermined = []
         for block, scale_D in scales.items():
             if block > first:
                 streams.advance()
                 if self.refit_attention:
                     self._fit_attention(pruned, streams)
             site = pruned.sites[block]
-            if self._fit(site.down, streams.down_moments(weights), scale_D):
-                dependent.append(block)
-            reconstruct(site, *streams.mlp_rows(), scale_D=scale_D, epochs=self.reconstruct, seed=context.seed)
-        warn_of_dependence(self, dependent)
+            if self._fit(site.down, streams.collect_down_moments(weights), scale_D):
+                undetermined.append(block)
+            inputs, targets = streams.collect_mlp_states()
+            reconstruct(site, inputs, targets, scale_D=scale_D, epochs=self.reconstruct, seed=context.seed)
+        warn_undetermined(self, undetermined)
 
     def _fit_attention(self, pruned: AdaptedModel, streams: Streams) -> None:
-        for name in streams.attention_layers():
-            layer, scale = pruned.model.get_submodule(name), streams.scale_into_stream(name)
+        """Refit, in place, the linear layers that run before the hidden activations of the streams' block."""
+        for name in streams.list_attention_layers():
+            layer, scale_D = pruned.model.get_submodule(name), streams.measure_stream_scale(name)
             assert isinstance(layer, nn.Linear)
-            halves = streams.layer_moments(name, into_stream=scale is not None)
-            self._fit(layer, halves, torch.ones(layer.out_features).double() if scale is None else scale)
+            halves = streams.collect_layer_moments(name, is_residual=scale_D is not None)
+            self._fit(layer, halves, torch.ones(layer.out_features).double() if scale_D is None else scale_D)
 
     def _fit(self, layer: nn.Linear, halves: Sequence[Moments], scale_D: Tensor) -> bool:
-        """Refit a linear layer, in place, to moments of its inputs and of its outputs times `scale`.
+        """Refit a linear layer in place so that `scale * layer(inputs)` predicts targets.
 
-        Says whether the rows leave the fit open.
+        `halves` are moments of rows `[K + D]` of inputs and targets, from each half of the images. Returns True if the
+        rows do not determine the fit.
         """
         width, start_DK = layer.in_features, exact_weight(layer)
-        is_silent_D = scale_D == 0  # outputs that never reach the stream stay as they are
+        is_silent_D = scale_D == 0  # outputs that never reach the stream keep their weights
         divisor_D = scale_D.masked_fill(is_silent_D, 1.0)
         penalty_D = scale_D.square().mean() / divisor_D.square()
 
-        def problem(moments: Moments) -> tuple[Tensor, Tensor]:
-            """Moments of the inputs, and of them with what the weights so far leave unexplained of the outputs."""
+        def split(moments: Moments) -> tuple[Tensor, Tensor]:
+            """Return the inputs' covariance, and the covariance of the residual of `start` with the inputs."""
             assert moments.covariance is not None
             covariance_KK = moments.covariance[:width]
             return covariance_KK, moments.covariance[width:] / divisor_D[:, None] - start_DK @ covariance_KK
 
         ridge = self.ridge
         if ridge == "cross-validated":
-            ridge = cross_validated_ridge(
-                [problem(half) for half in halves], penalty_D=penalty_D, importance_D=scale_D.square()
+            ridge = cross_validate_ridge(
+                [split(half) for half in halves], penalty_D=penalty_D, importance_D=scale_D.square()
             )
         moments = reduce(Moments.merge, halves)
-        covariance_KK, unexplained_DK = problem(moments)
+        covariance_KK, residual_DK = split(moments)
         penalty_D = (ridge * covariance_KK.diagonal().mean() * penalty_D).masked_fill(is_silent_D, torch.inf)
-        change_DK, singular = solve_ridge(covariance_KK, unexplained_DK, penalty_D=penalty_D)
+        change_DK, is_singular = solve_ridge(covariance_KK, residual_DK, penalty_D=penalty_D)
         weight_DK = start_DK + change_DK
         bias_D = moments.mean[width:] / divisor_D - weight_DK @ moments.mean[:width]
-        old_bias_D = exact_bias(layer)
+        start_D = exact_bias(layer)
         set_weight(layer, weight_DK)
-        set_bias(layer, torch.where(is_silent_D, old_bias_D, bias_D))
-        return singular or moments.num_rows <= width
+        set_bias(layer, torch.where(is_silent_D, start_D, bias_D))
+        return is_singular or moments.num_rows <= width
 
 
-def _residual_scale(dense: AdaptedModel, block: int) -> Tensor:
+def _get_residual_scale(dense: AdaptedModel, block: int) -> Tensor:
     scale_D = dense.residual_scale(block)
     if scale_D is None:
         raise ValueError(
             f"compensation 'sequential' needs pre-norm blocks, which add their scaled MLP output to the stream; block "
-            f"{block} of this {dense.family} is of another form: choose least-squares"
+            f"{block} of this {dense.family} has another form; use least-squares"
         )
     return scale_D.cpu().to(torch.float64)

@@ -1,4 +1,4 @@
-"""Removing neurons for good: the MLPs that hold them become narrower, nothing else changes."""
+"""Removal of neurons: the MLPs that hold them become narrower, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from pathprune.models.graph import remove_neurons
 from pathprune.models.seam import AdaptedModel
 from pathprune.pruning.plan import PrunePlan
 
-log = logging.getLogger(__name__)
+_LOGGER = logging.getLogger(__name__)
 
 
 def apply_plan(adapted: AdaptedModel, *, plan: PrunePlan) -> AdaptedModel:
-    """A deep copy of the model without the neurons that the plan removes; nothing else of it differs.
+    """Return a deep copy of the model without the neurons that the plan removes.
 
-    Logs a warning where an MLP has a norm inside, which then sees fewer neurons: such a model gives other numbers than
-    with the neurons held at zero. Raises ValueError if the plan is for other widths.
+    Logs a warning if an MLP has an inner norm. The norm then normalises over fewer neurons, so the pruned model differs
+    from one whose neurons are set to zero. Raises ValueError if the plan is for other widths.
     """
     plan.check(adapted.sites)
     pruned = copy.deepcopy(adapted)
-    normed = 0
+    num_norms = 0
     for site in pruned.refresh().sites:
         columns = plan.pruned(site.name).tolist()
         if columns:
             remove_neurons(site, columns)
-            normed += site.norm is not None
-    if normed:
-        log.warning(
-            "%d MLPs have a norm inside, which now sees fewer neurons: the pruned model differs from the masked one; "
-            "of the compensations, 'sequential' is the one that fits behind the narrowed norm",
-            normed,
+            num_norms += site.norm is not None
+    if num_norms:
+        _LOGGER.warning(
+            "%d pruned MLPs have an inner norm, which now normalises over fewer neurons: the pruned model differs from "
+            "one whose neurons are set to zero; use compensation 'sequential', which fits behind the narrower norm",
+            num_norms,
         )
     return pruned.refresh()

@@ -1,4 +1,4 @@
-"""Scores per neuron, from neuron paths, calibration statistics, or torch-pruning's own importances."""
+"""Scores of neurons, from neuron paths, calibration statistics or torch-pruning's importances."""
 
 from pathprune.scoring.criteria import (
     Criterion,
@@ -9,12 +9,13 @@ from pathprune.scoring.criteria import (
     register,
     score,
 )
+from pathprune.scoring.moments import Moments
 from pathprune.scoring.path_criteria import PathClassCriterion, PathCriterion
-from pathprune.scoring.path_surgeon import PathSurgeon, path_sensitivity
+from pathprune.scoring.path_surgeon import PathSurgeon, measure_path_sensitivity
 from pathprune.scoring.plain_criteria import Random, Variance, VarianceWeighted
 from pathprune.scoring.scores import Scores, validate_scores
-from pathprune.scoring.sensitivity import OutputSensitivity, output_sensitivity
-from pathprune.scoring.statistics import ActivationStatistics, Moments, collect_statistics
+from pathprune.scoring.sensitivity import OutputSensitivity, measure_output_sensitivity
+from pathprune.scoring.statistics import ActivationStatistics, collect_statistics
 from pathprune.scoring.surgeon import BrainSurgeon
 from pathprune.scoring.torch_pruning_bridge import (
     Fpgm,
@@ -24,8 +25,8 @@ from pathprune.scoring.torch_pruning_bridge import (
     MagnitudeL2,
     ScoresImportance,
     Taylor,
-    gradient_importance_scores,
-    importance_scores,
+    score_gradient_importance,
+    score_importance,
 )
 from pathprune.scoring.yardsticks import Energy, Snip, Wanda
 
@@ -55,13 +56,13 @@ __all__ = [
     "Wanda",
     "collect_statistics",
     "get_criterion",
-    "gradient_importance_scores",
-    "importance_scores",
     "list_criteria",
-    "output_sensitivity",
+    "measure_output_sensitivity",
+    "measure_path_sensitivity",
     "parse_criterion",
-    "path_sensitivity",
     "register",
     "score",
+    "score_gradient_importance",
+    "score_importance",
     "validate_scores",
 ]

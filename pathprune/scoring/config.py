@@ -1,4 +1,4 @@
-"""Which criteria rank the neurons, as a recipe says it."""
+"""The `score` section of a recipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathprune.section import AsTuple, Section, distinct
 
 
 class ScoreConfig(Section):
-    """Which criteria rank the neurons, and on how many images."""
+    """Criteria that rank the neurons, and the calibration images for them."""
 
     criteria: Annotated[tuple[Any, ...], AsTuple] = Field(
         ("path", "path-class", "magnitude-l2", "random"), min_length=1, description="names, or {name: …, option: …}"
@@ -21,7 +21,7 @@ class ScoreConfig(Section):
 
     @field_validator("criteria")
     @classmethod
-    def _known(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _check_criteria(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         for criterion in value:
             parse_criterion(criterion)
         return distinct(value)

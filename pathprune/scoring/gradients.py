@@ -1,11 +1,10 @@
-"""Gradients of the cross-entropy over a whole loader, for the weights of a few linear layers.
+"""Gradients of the cross-entropy for the weights of linear layers, over whole loaders."""
 
-# B images, T tokens, O outputs, I inputs
-"""
+# B images, T tokens, O outputs and I inputs of a layer, K classes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,34 +14,35 @@ from torch.nn.functional import cross_entropy
 from pathprune.models.adapt import evaluating
 from pathprune.models.hooks import attach_hooks
 from pathprune.models.seam import AdaptedModel
+from pathprune.scoring.batches import Batches
 
 
-def weight_gradients(
+def compute_weight_gradients(
     adapted: AdaptedModel,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Batches,
     *,
     layers: Sequence[nn.Linear],
-    squared: bool = False,
+    is_squared: bool = False,
 ) -> dict[nn.Linear, Tensor]:
-    """Mean over all images of each layer's weight gradient `[O, I]`; of its square, image by image, if `squared`.
+    """Return the mean over all images of each layer's weight gradient `[O, I]`, squared per image if `is_squared`.
 
-    The model's parameters and their `.grad` are not touched. Raises ValueError if there are no images, or on a label
-    that the model has no class for.
+    The model's parameters and their `.grad` do not change. Raises ValueError if there are no images, or if a label is
+    not a class of the model.
     """
     parameter = next(adapted.model.parameters())
     num_images = 0
-    add = _add_squares if squared else _add
-    with evaluating(adapted.model), torch.enable_grad(), _accumulating(layers, add) as totals:
+    add = _add_squares if is_squared else _add
+    with evaluating(adapted.model), torch.enable_grad(), _accumulate_gradients(layers, add) as totals:
         for images, labels in batches:
-            # a leaf that asks for gradients keeps the graph alive although no parameter does
+            # parameters take no gradients here; images that require them keep the graph
             logits_BK = adapted.model(images.detach().to(parameter, copy=True).requires_grad_())
             _check_labels(labels, num_classes=logits_BK.shape[1])
-            # images do not mix, so the gradient of the sum, at one image's rows, is the gradient of that image's loss
+            # images do not mix, so the gradient of the sum, at one image's tokens, is the gradient of its own loss
             loss = cross_entropy(logits_BK, labels.to(logits_BK.device), reduction="sum")
             torch.autograd.backward(loss)
             num_images += len(images)
     if num_images == 0:
-        raise ValueError("gradients need at least one labelled image; there are no calibration batches")
+        raise ValueError("gradients need at least one labelled image, but there are no calibration batches")
     return {layer: total / num_images for layer, total in totals.items()}
 
 
@@ -56,10 +56,10 @@ def _add_squares(total_OI: Tensor, grad_BTO: Tensor, x_BTI: Tensor) -> None:
 
 
 @contextmanager
-def _accumulating(
+def _accumulate_gradients(
     layers: Sequence[nn.Linear], add: Callable[[Tensor, Tensor, Tensor], None]
 ) -> Iterator[dict[nn.Linear, Tensor]]:
-    """While open, every backward through `layers` adds its weight gradients to the yielded totals."""
+    """Add the weight gradients of every backward pass inside the context to the yielded totals."""
     totals: dict[nn.Linear, Tensor] = {}
 
     def hook(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
@@ -76,5 +76,5 @@ def _accumulating(
 def _check_labels(labels: Tensor, *, num_classes: int) -> None:
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
-        wrong = low if low < 0 else high
-        raise ValueError(f"label {wrong} is out of range: the model has classes 0 … {num_classes - 1}")
+        label = low if low < 0 else high
+        raise ValueError(f"label {label} is out of range; the model has classes 0 … {num_classes - 1}")

@@ -1,6 +1,6 @@
-"""Neuron paths -> one importance per neuron: per-class means, reduced over classes."""
+"""Criteria from neuron paths: per-class means of path statistics, reduced over classes."""
 
-# K classes of the statistics, C classes that are weighed, W neurons of a site
+# K classes of the statistics, C classes of a chunk with a weight above zero, W neurons of a site
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ _LOGGER = logging.getLogger(__name__)
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-_CLASSES_AT_ONCE = 512  # whose statistics of a layer are in memory together
-_TIE_DECIMALS = 9  # counts closer than this differ by rounding only
+_CHUNK_CLASSES = 512  # classes whose statistics of a layer are in memory at once
+_TIE_DECIMALS = 9  # counts that agree to this many decimals differ by rounding only
 
 
 @register("path")
 class PathCriterion(Criterion):
-    """Influence along neuron paths (arXiv 2503.09046), every token clamped when mining: what removal does.
+    """Influence along neuron paths (arXiv 2503.09046), mined with every token clamped, as pruning affects every token.
 
-    - importance: `mass`, the neuron's own attribution as a share of its layer's; `count`, how often it is on the path,
-      ties broken by mass; `published-mass`, the share of the published score, for comparison.
-    - reduce: over classes: `mean`, or `max` (a neuron that any class needs stays).
-    - classes: the classes that matter, by index or name; null: all. A class without images that is named here is an
-      error; otherwise it is left out with a warning.
-    - class_weights: weights of single classes, by index or name; the others weigh 1.
+    - importance: `mass`: the neuron's own attribution as a share of its layer's. `count`: how often the neuron is on a
+      path; mass breaks ties. `published-mass`: the neuron's share of the published path score, for comparison.
+    - reduce: reduction over classes. `mean`: the weighted mean. `max`: the largest weighted value, so that a neuron
+      which any class needs stays.
+    - classes: classes to score by, as indices or names; null: all. Naming a class without mined images is an error.
+      Without this option, classes without mined images are left out with a warning.
+    - class_weights: weights of single classes, by index or name; all other classes weigh 1.
     """
 
     tokens: ClassVar[Tokens] = "all"
@@ -52,41 +53,52 @@ class PathCriterion(Criterion):
     def __call__(self, context: ScoringContext) -> Scores:
         stats = context.mined[self.tokens]
         _check_sites(stats, context.adapted)
-        weight_K = self._class_weights(stats, among=context.classes)
+        weight_K = self._weigh_classes(stats, image_classes=context.classes)
         if self.importance == "count":
-            scores = _break_ties(self._reduced(stats, "count", weight_K), by=self._reduced(stats, "mass", weight_K))
+            counts, masses = (self._reduce_classes(stats, kind, weight_K) for kind in ("count", "mass"))
+            scores = _break_ties(counts, by=masses)
         else:
-            scores = self._reduced(stats, self.importance, weight_K)
+            scores = self._reduce_classes(stats, self.importance, weight_K)
         return dict(zip(stats.site_names, scores, strict=True))
 
-    def _class_weights(self, stats: ClassStats, *, among: Collection[int] | None) -> Tensor:
-        """One weight per class of the statistics, 0 for those that are left out: `[K]`; images are of those `among`."""
+    def _weigh_classes(self, stats: ClassStats, *, image_classes: Collection[int] | None) -> Tensor:
+        """Return the weight of every class of the statistics `[K]`; 0 for classes that do not count.
+
+        Classes without images are only worth a warning if they are among `image_classes`, to which mining was
+        restricted; None: to no classes.
+        """
         names = stats.class_names
-        named = range(len(names)) if self.classes is None else class_indices(self.classes, names)
-        weighed = class_indices(self.class_weights, names)
+        own_classes = range(len(names)) if self.classes is None else class_indices(self.classes, names)
+        own_weights = class_indices(self.class_weights, names)
         weight_K = torch.zeros(len(names), dtype=torch.float64)
-        weight_K[list(named)] = 1.0
-        for index, weight in zip(weighed, self.class_weights.values(), strict=True):
+        weight_K[list(own_classes)] = 1.0
+        for index, weight in zip(own_weights, self.class_weights.values(), strict=True):
             if weight_K[index] == 0:
-                raise ValueError(f"class_weights weighs {class_name(index, names)}, which is not among `classes`")
+                raise ValueError(
+                    f"class_weights weighs {class_name(index, names)}, which is not among `classes`; add the class "
+                    "there, or remove its weight"
+                )
             weight_K[index] = weight
         empty = [index for index in stats.empty_classes if weight_K[index] > 0]
-        asked = [index for index in empty if self.classes is not None or index in weighed]
-        if asked:
-            listed = ", ".join(class_name(index, names) for index in asked)
-            raise ValueError(f"no images of {listed} were mined; mine some, or leave the class out")
+        required = [index for index in empty if self.classes is not None or index in own_weights]
+        if required:
+            listing = ", ".join(class_name(index, names) for index in required)
+            raise ValueError(f"no images of {listing} were mined; mine some, or leave the class out")
         weight_K[empty] = 0.0
-        missed = [index for index in empty if among is None or index in among]
-        if missed:
-            listed = ", ".join(class_name(index, names) for index in missed[:5]) + (" …" if len(missed) > 5 else "")
-            _LOGGER.warning("no images were mined of %d classes, left out of the scores: %s", len(missed), listed)
+        missing = [index for index in empty if image_classes is None or index in image_classes]
+        if missing:
+            listing = ", ".join(class_name(index, names) for index in missing[:5]) + (" …" if len(missing) > 5 else "")
+            _LOGGER.warning("no images were mined of %d classes, left out of the scores: %s", len(missing), listing)
         if weight_K.sum() == 0:
-            raise ValueError("no class is left to score by: all are without images, or weigh 0")
+            raise ValueError(
+                "no class is left to score by; mine images of at least one class and give it a weight above 0"
+            )
         return weight_K
 
-    def _reduced(self, stats: ClassStats, kind: str, weight_K: Tensor) -> list[Tensor]:
+    def _reduce_classes(self, stats: ClassStats, kind: str, weight_K: Tensor) -> list[Tensor]:
+        """Return the per-class means of one kind of statistics, reduced over classes: per layer `[W]`."""
         weight_of_sum_K = weight_K / stats.num_images.clamp(min=1)
-        chunks = torch.split(weight_K.nonzero().flatten(), _CLASSES_AT_ONCE)
+        chunks = torch.split(weight_K.nonzero().flatten(), _CHUNK_CLASSES)
         reduced = []
         for sums_KW in stats.sums(kind):
             weighted = (weight_of_sum_K[chunk, None] * sums_KW[chunk] for chunk in chunks)
@@ -99,13 +111,13 @@ class PathCriterion(Criterion):
 
 @register("path-class")
 class PathClassCriterion(PathCriterion):
-    """The paper's reading: as `path`, with the class token's row alone clamped when mining."""
+    """Influence along neuron paths as published: as `path`, but mined with only the class token clamped."""
 
     tokens: ClassVar[Tokens] = "class"
 
 
 def _break_ties(counts: list[Tensor], *, by: list[Tensor]) -> list[Tensor]:
-    """Order by count, then by mass, as one number: mass is scaled to less than the smallest step between counts."""
+    """Return scores that order by count, then by mass; mass is scaled below the smallest step between counts."""
     rounded = [count_W.round(decimals=_TIE_DECIMALS) for count_W in counts]
     steps = torch.cat(rounded).sort().values.diff()
     step = float(steps[steps > 0].min()) if steps.any() else 1.0
@@ -117,4 +129,4 @@ def _break_ties(counts: list[Tensor], *, by: list[Tensor]) -> list[Tensor]:
 def _check_sites(stats: ClassStats, adapted: AdaptedModel) -> None:
     present = {site.name: site.width for site in adapted.sites}
     if stats.widths != present:
-        raise ValueError(f"paths were mined on neurons {stats.widths}, the model has {present}; mine this model")
+        raise ValueError(f"paths were mined on widths {stats.widths}, but the model has {present}; mine this model")

@@ -1,10 +1,8 @@
-"""The optimal brain surgeon's order with errors judged along paths: by what they do to the model's answer."""
+"""The optimal brain surgeon's order with errors judged along paths, by their effect on the model's answer."""
 
-# B images, M nodes, T tokens, D width of the residual stream, W neurons of a site, K logits
+# B images, M nodes, T tokens, D hidden dimension of the residual stream, W neurons of a site, K logits
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 import torch
 from pydantic import Field
@@ -14,89 +12,97 @@ from pathprune.mining.quadrature import build_quadrature
 from pathprune.models.adapt import evaluating
 from pathprune.models.linear import exact_weight
 from pathprune.models.seam import AdaptedModel
+from pathprune.scoring.batches import Batches, take_images
 from pathprune.scoring.criteria import ScoringContext, register
 from pathprune.scoring.scores import Scores
-from pathprune.scoring.sensitivity import random_directions, second_moment, watching
-from pathprune.scoring.surgeon import BrainSurgeon, surgeon_scores
+from pathprune.scoring.sensitivity import compute_second_moment, draw_directions, record_output_gradients
+from pathprune.scoring.surgeon import BrainSurgeon, score_by_removal
 
 
 @register("path-obs")
 class PathSurgeon(BrainSurgeon):
-    """As `obs`, but an error at the MLP's output counts by how much it changes the answer along the layer's path.
+    """Optimal brain surgeon with errors weighed by their effect on the model's answer along the layer's path.
 
-    The path is that of layer-progressive location with the whole layer as candidates (arXiv 2503.09046): all of its
-    neurons, at every token, are scaled together from nothing to their value, and the gradient of the answer is
-    integrated on the way. With `G` the second moment of these gradients (see `path_sensitivity`), the neuron of least
-    `w_jᵀ G w_j / [Σ⁻¹]_jj` goes, the others take over what they can of it, and so on. Needs no labels: the answer is
-    a random direction of logits, anew for every image.
+    As `obs`, but the neuron of least `w_jᵀ G w_j / [Σ⁻¹]_jj` is removed. G is the second moment of the answer's
+    gradient at the MLP's output, integrated along the path on which all neurons of the layer are scaled from zero to
+    their values at every token: layer-progressive location with the whole layer as candidates (arXiv 2503.09046). The
+    answer is a random direction of the logits for each image, so no labels are needed.
 
-    - nodes: of the Gauss–Legendre rule that integrates over the path.
-    - num_images: calibration images that are integrated over, the first ones; each costs about `1.5 · nodes` forward
-      passes of the model for every block that it has.
+    - ridge: as in `obs`.
+    - nodes: number of Gauss–Legendre nodes of the integral.
+    - num_images: number of calibration images to integrate over, from the first. Each costs about `1.5 · nodes` forward
+      passes for every block.
     """
 
     nodes: int = Field(3, ge=1)
     num_images: int = Field(200, ge=1)
 
     def __call__(self, context: ScoringContext) -> Scores:
-        batches = _first_images(context.batches, self.num_images)
-        sensitivity = path_sensitivity(context.adapted, batches, nodes=self.nodes, seed=context.seed)
+        batches = take_images(context.batches, self.num_images)
+        sensitivity = measure_path_sensitivity(context.adapted, batches, nodes=self.nodes, seed=context.seed)
         weights = {}
         for site in context.adapted.sites:
             values_D, vectors_DD = torch.linalg.eigh(sensitivity[site.name])
             root_DD = values_D.clamp(min=0).sqrt()[:, None] * vectors_DD.T  # rootᵀ root = G
             weights[site.name] = root_DD @ exact_weight(site.down)
-        return surgeon_scores(context, weights=weights, ridge=self.ridge)
+        return score_by_removal(context, weights=weights, ridge=self.ridge)
 
 
-def path_sensitivity(
-    adapted: AdaptedModel, batches: Iterable[tuple[Tensor, Tensor]], *, nodes: int = 3, seed: int = 0
+def measure_path_sensitivity(
+    adapted: AdaptedModel, batches: Batches, *, nodes: int = 3, seed: int = 0
 ) -> dict[str, Tensor]:
-    """By site, the second moment `G` `[D, D]` of path-integrated gradients at `down`'s output.
+    """Return, by site, the second moment `G` `[D, D]` of path-integrated gradients at the output of `down`.
 
-    What is differentiated is a random centred direction of the logits, as in `output_sensitivity`; the gradient is
-    averaged over α in [0, 1] (Gauss–Legendre), with the block's hidden rows at α times their value: this average, not
-    the gradient at the end, times what the layer adds is what the answer changes by when the layer goes. Scaled within
-    each image as in `output_sensitivity`. float64 on the CPU. Raises ValueError if there are no images.
+    The gradient is that of a random centred direction of the logits, as in `measure_output_sensitivity`. It is averaged
+    over α in [0, 1] (Gauss–Legendre), with the block's hidden activations at α times their value. This average times
+    the layer's contribution is the change of the answer when the layer is removed; the gradient at α = 1 alone is not.
+    Gradients are scaled per image as in `measure_output_sensitivity`. float64 on the CPU.
+
+    Raises ValueError if there are no images.
     """
-    alpha_M, weight_M = build_quadrature("gauss-legendre", nodes)
     generator = torch.Generator().manual_seed(seed)
     parameter = next(adapted.model.parameters())
     totals = {site.name: torch.zeros((), dtype=torch.float64) for site in adapted.sites}
     num_images = 0
     for images, _ in batches:
         num_images += len(images)
+        answer = _RandomAnswer(generator)  # the same for all blocks and nodes
         with evaluating(adapted.model), torch.no_grad():
             h_BTD = adapted.stem(images.to(parameter))
-            direction_BK: Tensor | None = None
             for index, site in enumerate(adapted.sites):
                 m_BTD, u_BTW = adapted.open_block(index, h_BTD)
-                integral_BTD = torch.zeros((), dtype=torch.float64)
-                for alpha, weight in zip(alpha_M.tolist(), weight_M.tolist(), strict=True):
-                    found: list[dict[str, Tensor]] = [{}]
-                    with torch.enable_grad(), watching([site], found):
-                        logits_BK = _suffix(adapted, index, m_BTD, (alpha * u_BTW).requires_grad_())
-                        if direction_BK is None:  # the same for all blocks and nodes
-                            direction_BK = random_directions(logits_BK, generator)
-                        torch.autograd.backward((logits_BK * direction_BK).sum())
-                    integral_BTD = integral_BTD + weight * found[0][site.name].cpu().to(torch.float64)
-                totals[site.name] = totals[site.name] + second_moment(integral_BTD)
+                integral_BTD = _integrate_gradient(adapted, index, m_BTD, u_BTW, answer=answer, nodes=nodes)
+                totals[site.name] = totals[site.name] + compute_second_moment(integral_BTD)
                 h_BTD = adapted.close_block(index, m_BTD, u_BTW)
     if num_images == 0:
-        raise ValueError("path sensitivity needs at least one image; there are no calibration batches")
+        raise ValueError("path sensitivity needs at least one image, but there are no calibration batches; pass images")
     return {name: total / num_images for name, total in totals.items()}
 
 
-def _first_images(batches: Iterable[tuple[Tensor, Tensor]], number: int) -> Iterable[tuple[Tensor, Tensor]]:
-    """The batches, cut off after `number` images."""
-    left = number
-    for images, labels in batches:
-        yield images[:left], labels[:left]
-        left -= len(images[:left])
-        if left == 0:
-            return
+class _RandomAnswer:
+    """One random direction of the logits per image, drawn when the first logits show their number."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator = generator
+        self._direction_BK: Tensor | None = None
+
+    def __call__(self, logits_BK: Tensor) -> Tensor:
+        """Return the sum over images of the logits along each image's direction."""
+        if self._direction_BK is None:
+            self._direction_BK = draw_directions(logits_BK, self._generator)
+        return (logits_BK * self._direction_BK).sum()
 
 
-def _suffix(adapted: AdaptedModel, index: int, m_BTD: Tensor, u_BTW: Tensor) -> Tensor:
-    """The logits, from block `index` opened."""
-    return adapted.head(adapted.run_from(index + 1, adapted.close_block(index, m_BTD, u_BTW)))
+def _integrate_gradient(
+    adapted: AdaptedModel, index: int, m_BTD: Tensor, u_BTW: Tensor, *, answer: _RandomAnswer, nodes: int
+) -> Tensor:
+    """Return the gradient of the answer at the output of block `index`'s `down`, averaged over α: `[B, T, D]`."""
+    site = adapted.sites[index]
+    alpha_M, weight_M = build_quadrature("gauss-legendre", nodes)
+    integral_BTD = torch.zeros((), dtype=torch.float64)
+    for alpha, weight in zip(alpha_M.tolist(), weight_M.tolist(), strict=True):
+        with torch.enable_grad(), record_output_gradients([site]) as gradients:
+            h_BTD = adapted.close_block(index, m_BTD, (alpha * u_BTW).requires_grad_())
+            torch.autograd.backward(answer(adapted.head(adapted.run_from(index + 1, h_BTD))))
+        integral_BTD = integral_BTD + weight * gradients[site.name].cpu().to(torch.float64)
+    return integral_BTD

@@ -1,4 +1,4 @@
-"""Criteria that need no gradients and no paths: activation variance, and chance."""
+"""Criteria without gradients and paths: activation variance, and random scores."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ from typing import ClassVar
 
 import torch
 
+from pathprune.models.linear import exact_weight
 from pathprune.scoring.criteria import Criterion, ScoringContext, register
 from pathprune.scoring.scores import Scores
 
 
 @register("variance")
 class Variance(Criterion):
-    """Variance of the neuron's activation over all tokens: what Variance-Based Pruning ranks by (arXiv 2507.12988).
+    """Variance of the neuron's activation over all tokens, as in Variance-Based Pruning (arXiv 2507.12988).
 
-    What a neuron's mean contributes can be made up for by a bias (see the compensation `mean`), its variance cannot.
+    A bias can replace the mean contribution of a removed neuron (see the compensation `mean`), but not its variance.
     """
 
     needs_statistics: ClassVar[bool] = True
 
     def __call__(self, context: ScoringContext) -> Scores:
-        assert context.statistics is not None, "score() checks what a criterion needs"
+        assert context.statistics is not None, "score() checks the inputs of a criterion"
         return {site.name: context.statistics.sites[site.name].variance for site in context.adapted.sites}
 
 
 @register("variance-weighted")
 class VarianceWeighted(Variance):
-    """Variance that the neuron adds to the MLP's output: that of its activation times its column's squared norm."""
+    """Variance that the neuron adds to the MLP's output: its activation's variance times its column's squared norm."""
 
     def __call__(self, context: ScoringContext) -> Scores:
         variance = super().__call__(context)
         return {
-            site.name: variance[site.name] * site.down.weight.detach().cpu().double().square().sum(0)
-            for site in context.adapted.sites
+            site.name: variance[site.name] * exact_weight(site.down).square().sum(0) for site in context.adapted.sites
         }
 
 

@@ -1,7 +1,8 @@
-"""Named, configurable steps: a name in a recipe -> a frozen config that is also a callable.
+"""Registries of named, configurable steps.
 
-A registered class is a frozen pydantic model; its fields are the keys it takes in a recipe, its defaults the defaults.
-In a recipe it is written as its name (`path`) or as a mapping with its name and its keys (`{name: path, reduce: max}`).
+A registered class is a frozen pydantic model that can be called. Its fields are the options that a recipe may set, and
+their defaults. A recipe names a step (`path`), or gives a mapping with its name and options
+(`{name: path, reduce: max}`).
 """
 
 from __future__ import annotations
@@ -14,26 +15,26 @@ from typing import Any, ClassVar, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 
-class Registered(BaseModel):
-    """A frozen config with a registered name; unknown keys are refused."""
+class RegisteredConfig(BaseModel):
+    """A frozen config with a registered name; unknown keys are an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: ClassVar[str]
 
     def spec(self) -> dict[str, Any]:
-        """What a recipe would say, as plain data: the name and every field, defaults included."""
+        """Return the config as a recipe states it: the name and every field, defaults included, as plain data."""
         return {"name": self.name, **self.model_dump(mode="json")}
 
 
-T = TypeVar("T", bound=Registered)
-C = TypeVar("C", bound=Registered)
+T = TypeVar("T", bound=RegisteredConfig)
+C = TypeVar("C", bound=RegisteredConfig)
 
 
 class Registry(Generic[T]):
-    """Classes derived from `base`, by name; third parties add theirs through an entry-point group.
+    """Subclasses of `base` by name; third parties add theirs through an entry-point group.
 
-    An entry point `name = "module:Class"` is imported when its name is asked for. Two classes under one name raise.
+    An entry point `name = "module:Class"` is imported when its name is first asked for. A name belongs to one class.
     """
 
     def __init__(self, kind: str, base: type[T], *, entry_point_group: str | None = None) -> None:
@@ -43,29 +44,32 @@ class Registry(Generic[T]):
         self._classes: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[type[C]], type[C]]:
-        """Class decorator: make the class known as `name`."""
+        """Return a class decorator that registers the class as `name`."""
 
-        def add(cls: type[C]) -> type[C]:
+        def decorate(cls: type[C]) -> type[C]:
             self._add(name, cls)
             return cls
 
-        return add
+        return decorate
 
-    def names(self) -> tuple[str, ...]:
-        """Every name that can be asked for, sorted; nothing is imported."""
-        return tuple(sorted({*self._classes, *self._entry_points()}))
+    def list_names(self) -> tuple[str, ...]:
+        """Return all names, sorted, without importing any entry point."""
+        return tuple(sorted({*self._classes, *self._find_entry_points()}))
 
     def get(self, name: str) -> type[T]:
-        """The class called `name`; raises ValueError, with the nearest name, if there is none."""
-        offered = self._entry_points()
-        if name in offered:
-            self._load(offered[name])
+        """Return the class called `name`; raises ValueError that suggests the closest name."""
+        points = self._find_entry_points()
+        if name in points:
+            self._load(points[name])
         if name not in self._classes:
-            raise ValueError(f"unknown {self._kind} {name!r}; {_choose(name, self.names())}")
+            raise ValueError(f"unknown {self._kind} {name!r}; {_suggest(name, self.list_names())}")
         return self._classes[name]
 
     def parse(self, spec: str | Mapping[str, Any] | T) -> T:
-        """A name, a mapping with a name, or an instance -> an instance; raises ValueError in one line."""
+        """Return the instance that a name, a mapping with a name, or an instance stands for.
+
+        Raises ValueError, in one line, for unknown names, unknown options and invalid values.
+        """
         if isinstance(spec, self._base):
             return spec
         if isinstance(spec, str):
@@ -76,52 +80,61 @@ class Registry(Generic[T]):
         try:
             return cls.model_validate({key: value for key, value in spec.items() if key != "name"})
         except ValidationError as error:
-            raise ValueError(f"{self._kind} {cls.name!r}: {_in_one_line(error, cls)}") from error
+            raise ValueError(f"{self._kind} {cls.name!r}: {_format_in_one_line(error, cls)}") from error
 
     def _add(self, name: str, cls: type[Any]) -> None:
         if not (isinstance(cls, type) and issubclass(cls, self._base)):
-            raise ValueError(f"{self._kind} {name!r}: {cls!r} is not a subclass of {_path(self._base)}")
+            raise ValueError(
+                f"{self._kind} {name!r}: {cls!r} is not a subclass of {_format_path(self._base)}; derive it from there"
+            )
         known = self._classes.get(name)
         if known is not None and known is not cls:
-            raise ValueError(f"{self._kind} {name!r} is registered twice: by {_path(known)} and by {_path(cls)}")
+            raise ValueError(
+                f"{self._kind} {name!r} is registered twice: by {_format_path(known)} and by {_format_path(cls)}; "
+                "rename one of them"
+            )
         cls.name = name
         self._classes[name] = cls
 
-    def _entry_points(self) -> dict[str, EntryPoint]:
-        offered: dict[str, EntryPoint] = {}
+    def _find_entry_points(self) -> dict[str, EntryPoint]:
+        points: dict[str, EntryPoint] = {}
         for point in entry_points(group=self._group) if self._group else ():
-            other = offered.setdefault(point.name, point)
+            other = points.setdefault(point.name, point)
             if other.value != point.value:
-                raise ValueError(f"{self._kind} {point.name!r} is offered twice: by {other.value} and by {point.value}")
-        return offered
+                raise ValueError(
+                    f"{self._kind} {point.name!r} is offered by two entry points: {other.value} and {point.value}; "
+                    "uninstall one of their packages"
+                )
+        return points
 
     def _load(self, point: EntryPoint) -> None:
         try:
             cls = point.load()
         except (ImportError, AttributeError) as error:
             raise ValueError(
-                f"{self._kind} {point.name!r} could not be imported from entry point {point.value}: {error}"
+                f"{self._kind} {point.name!r} could not be imported from entry point {point.value}: {error}; fix or "
+                "uninstall its package"
             ) from error
         self._add(point.name, cls)
 
 
-def _path(cls: type[Any]) -> str:
+def _format_path(cls: type[Any]) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _choose(got: str, allowed: tuple[str, ...]) -> str:
-    near = get_close_matches(got, allowed, n=1)
-    suggestion = f"did you mean {near[0]!r}? " if near else ""
+def _suggest(got: str, allowed: tuple[str, ...]) -> str:
+    closest = get_close_matches(got, allowed, n=1)
+    suggestion = f"did you mean {closest[0]!r}? " if closest else ""
     return f"{suggestion}choose from {', '.join(allowed)}"
 
 
-def _in_one_line(error: ValidationError, cls: type[Registered]) -> str:
-    faults = []
-    for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
+def _format_in_one_line(error: ValidationError, cls: type[RegisteredConfig]) -> str:
+    messages = []
+    for details in error.errors():
+        key = ".".join(str(part) for part in details["loc"])
+        if details["type"] == "extra_forbidden":
             keys = tuple(cls.model_fields)
-            faults.append(f"unknown key {key!r}; {_choose(key, keys) if keys else 'it takes none'}")
+            messages.append(f"unknown key {key!r}; {_suggest(key, keys) if keys else 'it takes no options'}")
         else:
-            faults.append(f"{key}: {fault['msg']}, got {fault['input']!r}" if key else fault["msg"])
-    return "; ".join(faults)
+            messages.append(f"{key}: {details['msg']}, got {details['input']!r}" if key else details["msg"])
+    return "; ".join(messages)

@@ -1,11 +1,11 @@
-"""torch-pruning's importances as criteria, and our scores as a torch-pruning importance.
+"""torch-pruning's importances as criteria, and scores as a torch-pruning importance.
 
-torch-pruning scores a *group*, all the layers that a neuron reaches into: for a plain MLP the neuron's row of `fc1` and
-its column of `fc2`, averaged (`group_reduction="mean"`). Its normalisation per group is off (`normalizer=None`), so
-that scores of different blocks stay on the importance's own scale; LAMP's own normalisation is its point.
+torch-pruning scores a *group*: all layers that a neuron reaches into. In a plain MLP these are the neuron's row of
+`fc1` and its column of `fc2`, averaged (`group_reduction="mean"`). Normalisation per group is off (`normalizer=None`),
+so that scores stay on the importance's own scale across blocks. LAMP alone has a normalisation of its own.
 
-Not offered: batch-norm scales, which a ViT's MLP has none of; OBD-C, which reads `fc1` alone; torch-pruning's
-activation importance, which keeps the last batch only (`variance` sees them all).
+Not offered: batch-norm scales, because a ViT's MLP has no batch norm; OBD-C, which reads `fc1` alone; and
+torch-pruning's activation importance, which reads the last batch only (`variance` reads all batches).
 """
 
 from __future__ import annotations
@@ -20,36 +20,39 @@ from torch import Tensor
 
 from pathprune.models.graph import TracedMlp, trace_mlp
 from pathprune.models.seam import AdaptedModel
+from pathprune.scoring.batches import Batches
 from pathprune.scoring.criteria import Criterion, ScoringContext, register
-from pathprune.scoring.gradients import weight_gradients
+from pathprune.scoring.gradients import compute_weight_gradients
 from pathprune.scoring.scores import Scores, validate_scores
 
 
-def importance_scores(adapted: AdaptedModel, *, importance: Callable[[Any], Tensor]) -> Scores:
-    """Score every site with a torch-pruning importance that reads weights only; the model is not touched."""
+def score_importance(adapted: AdaptedModel, *, importance: Callable[[Any], Tensor]) -> Scores:
+    """Score every site with a torch-pruning importance that reads weights only; the model does not change."""
     return {site.name: _score(trace_mlp(site), importance) for site in adapted.sites}
 
 
-def gradient_importance_scores(
-    context: ScoringContext, *, importance: Callable[[Any], Tensor], squared: bool
+def score_gradient_importance(
+    adapted: AdaptedModel, batches: Batches, *, importance: Callable[[Any], Tensor], is_squared: bool
 ) -> Scores:
-    """Score every site with an importance that reads `.grad`: the mean gradient over all batches, or the mean square.
+    """Score every site with a torch-pruning importance that reads `.grad`; the model does not change.
 
-    torch-pruning 1.6's own `accumulate_grad` keeps the last image only (it looks a parameter up by its name), so
-    `.grad` is filled here with what it documents: the average over every image of the image's squared gradient.
+    `.grad` is the mean over all images of the loss gradient, squared per image if `is_squared`. Raises ValueError if
+    there are no images, or if a label is not a class of the model.
     """
-    twin = copy.deepcopy(context.adapted)
-    parameter = next(twin.model.parameters())
-    twin.model.to(torch.promote_types(parameter.dtype, torch.float32))  # squares underflow in half precision
+    # torch-pruning 1.6 documents this mean of squares for its `accumulate_grad`, which keeps the last image only
+    # because it looks a parameter up by its name. Hence `.grad` is filled here.
+    twin = copy.deepcopy(adapted)
+    dtype = next(twin.model.parameters()).dtype
+    twin.model.to(torch.promote_types(dtype, torch.float32))  # squares underflow in half precision
     layers = {layer: None for site in twin.sites for layer in (site.down, *(up.layer for up in site.ups))}
-    gradients = weight_gradients(twin, context.batches, layers=list(layers), squared=squared)
+    gradients = compute_weight_gradients(twin, batches, layers=list(layers), is_squared=is_squared)
     scores = {}
     for site in twin.sites:
         traced = trace_mlp(site)
         traced.mlp.down.weight.grad = gradients[site.down]
         for up, plain in zip(site.ups, traced.mlp.ups, strict=True):
             plain.weight.grad = gradients[up.layer][up.start : up.start + site.width]
-        if traced.mlp.norm is not None:  # a norm's weights are not weighed
+        if traced.mlp.norm is not None:  # an inner norm's weights do not count
             for parameter in traced.mlp.norm.parameters():
                 parameter.grad = torch.zeros_like(parameter)
         scores[site.name] = _score(traced, importance)
@@ -61,29 +64,29 @@ def _score(traced: TracedMlp, importance: Callable[[Any], Tensor]) -> Tensor:
 
 
 class ScoresImportance(tp.importance.Importance):  # type: ignore[misc]  # torch-pruning is untyped
-    """Scores for torch-pruning's own pruners: any group that holds a site's `down` gets its scores, others `None`.
+    """Importance that gives scores to torch-pruning's own pruners.
 
-    torch-pruning leaves groups alone whose importance is `None`, so `tp.pruner.BasePruner(model, images,
-    importance=ScoresImportance(scores, adapted=adapted))` changes MLP widths only. `adapted` must be a view of the very
-    `model` that the pruner is given. Scores are of the widths at hand: with several iterative steps, score again before
-    each.
+    A group that holds a site's `down` gets the site's scores. All other groups get `None` and are left alone, so
+    `tp.pruner.BasePruner(model, images, importance=ScoresImportance(scores, adapted=adapted))` changes MLP widths only.
+    `adapted` must be a view of the same `model` object. Scores hold for the model's current widths: score again before
+    each step of an iterative pruner.
     """
 
     def __init__(self, scores: Mapping[str, Tensor], *, adapted: AdaptedModel) -> None:
-        checked = validate_scores(scores, sites=adapted.sites)
-        self._scores = {site.down: checked[site.name] for site in adapted.sites}
+        by_name = validate_scores(scores, sites=adapted.sites)
+        self._scores = {site.down: by_name[site.name] for site in adapted.sites}
         self._names = {site.down: site.name for site in adapted.sites}
 
     def __call__(self, group: Any) -> Tensor | None:
-        """The scores of the group's root channels, in their order."""
+        """Return the scores of the group's root channels in their order, or None for a group without neurons."""
         for item in group:
             down = item.dep.target.module
             if down in self._scores and item.dep.handler == tp.prune_linear_in_channels:
                 scores = self._scores[down]
                 if down.in_features != len(scores):
                     raise ValueError(
-                        f"{self._names[down]} has {down.in_features} neurons, its scores are of {len(scores)}: "
-                        "the model was pruned since; score it again"
+                        f"{self._names[down]} has {down.in_features} neurons, but {len(scores)} scores: the model was "
+                        "pruned after scoring; score it again"
                     )
                 column_of = dict(zip(item.root_idxs, item.idxs, strict=True))
                 return scores[torch.tensor([column_of[root] for root in group[0].root_idxs])]
@@ -95,7 +98,7 @@ class MagnitudeL1(Criterion):
     """Mean of the l1 norms of the neuron's `fc1` row and `fc2` column."""
 
     def __call__(self, context: ScoringContext) -> Scores:
-        return importance_scores(
+        return score_importance(
             context.adapted, importance=tp.importance.MagnitudeImportance(p=1, group_reduction="mean", normalizer=None)
         )
 
@@ -105,37 +108,37 @@ class MagnitudeL2(Criterion):
     """Mean of the squared l2 norms of the neuron's `fc1` row and `fc2` column."""
 
     def __call__(self, context: ScoringContext) -> Scores:
-        return importance_scores(
+        return score_importance(
             context.adapted, importance=tp.importance.MagnitudeImportance(p=2, group_reduction="mean", normalizer=None)
         )
 
 
 @register("lamp")
 class Lamp(Criterion):
-    """LAMP (arXiv 2010.07611): squared magnitude over the sum of all that are no smaller in the block."""
+    """LAMP (arXiv 2010.07611): squared magnitude over the sum of all squared magnitudes in the block no smaller."""
 
     def __call__(self, context: ScoringContext) -> Scores:
-        return importance_scores(context.adapted, importance=tp.importance.LAMPImportance(p=2, group_reduction="mean"))
+        return score_importance(context.adapted, importance=tp.importance.LAMPImportance(p=2, group_reduction="mean"))
 
 
 @register("fpgm")
 class Fpgm(Criterion):
-    """FPGM (arXiv 1811.00250): summed distance to the block's other neurons; the most replaceable score lowest.
+    """FPGM (arXiv 1811.00250): summed distance to the block's other neurons; the most replaceable neuron scores lowest.
 
-    torch-pruning takes the distance between the weights' squares.
+    torch-pruning measures the distance between squared weights.
     """
 
     def __call__(self, context: ScoringContext) -> Scores:
-        return importance_scores(
+        return score_importance(
             context.adapted, importance=tp.importance.FPGMImportance(p=2, group_reduction="mean", normalizer=None)
         )
 
 
 @register("taylor")
 class Taylor(Criterion):
-    """First-order loss change (Molchanov et al., CVPR 2019): `|w · dL/dw|` summed over the neuron's weights.
+    """First-order change of the loss (Molchanov et al., CVPR 2019): `|w · dL/dw|` summed over the neuron's weights.
 
-    With `multivariable`, the absolute value is taken of the sum.
+    - multivariable: take the absolute value of the sum rather than the sum of absolute values.
     """
 
     needs_labels: ClassVar[bool] = True
@@ -145,7 +148,7 @@ class Taylor(Criterion):
         importance = tp.importance.TaylorImportance(
             group_reduction="mean", normalizer=None, multivariable=self.multivariable
         )
-        return gradient_importance_scores(context, importance=importance, squared=False)
+        return score_gradient_importance(context.adapted, context.batches, importance=importance, is_squared=False)
 
 
 @register("hessian")
@@ -156,4 +159,4 @@ class Hessian(Criterion):
 
     def __call__(self, context: ScoringContext) -> Scores:
         importance = tp.importance.HessianImportance(group_reduction="mean", normalizer=None)
-        return gradient_importance_scores(context, importance=importance, squared=True)
+        return score_gradient_importance(context.adapted, context.batches, importance=importance, is_squared=True)

@@ -11,7 +11,7 @@ from pathprune.models.adapt import adapt
 from pathprune.models.checkpoint import load_pruned, save_pruned
 from pathprune.models.seam import AdaptedModel
 from pathprune.pruning import PrunePlan, make_plan, prune
-from pathprune.pruning.masking import masked
+from pathprune.pruning.masking import mask_neurons
 from pathprune.scoring import ScoringContext, collect_statistics, score
 from tests.families import FAMILIES
 
@@ -45,7 +45,7 @@ def test_a_model_is_mined_pruned_saved_and_loaded(name, tmp_path, caplog):
     assert all(abs(dense[site.name] / 2 - site.width) < 1 for site in pruned.sites)
     assert {site.name: site.width for site in adapted.sites} == dense
     narrow, unmasked = logits(pruned.model, images), logits(adapted.model, images)
-    with masked(adapted, plan=plan):
+    with mask_neurons(adapted, plan=plan):
         expected = logits(adapted.model, images)
     assert (unmasked - expected).abs().max() > 1e-3 * unmasked.abs().max()  # the removed neurons matter
     if family.has_norm:

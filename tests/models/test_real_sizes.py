@@ -10,7 +10,7 @@ from torch import nn
 from pathprune.models.adapt import adapt
 from pathprune.models.seam import AdaptedModel
 from pathprune.pruning import PrunePlan, make_plan, prune
-from pathprune.pruning.masking import masked
+from pathprune.pruning.masking import mask_neurons
 
 pytestmark = pytest.mark.slow
 
@@ -82,7 +82,7 @@ def test_pruned_models_of_real_width_equal_masked_ones(name: str) -> None:
     torch.manual_seed(0)
     adapted, plan, pruned = prune_half(timm.create_model(name, depth=2).eval())
     images = torch.randn(1, *adapted.input_size)
-    with masked(adapted, plan=plan):
+    with mask_neurons(adapted, plan=plan):
         expected = adapted.model(images)
     narrow = pruned.model(images)
     assert narrow.isfinite().all()

@@ -1,4 +1,4 @@
-"""Budgets by hand: which rung is nearest, and how few measurements find it."""
+"""Tests of budgets: the nearest rung by hand, and searches by few measurements."""
 
 import pytest
 
@@ -13,13 +13,13 @@ from pathprune.pruning.budget import (
     search_narrowest_rung,
 )
 
-SHARES = [index / 200 for index in range(151)]  # of what can be removed, 0 … 0.75
+SHARES = [index / 200 for index in range(151)]  # removed on every rung, 0 … 0.75
 
 
-def test_the_find_nearest_rung_and_the_wider_of_two():
+def test_the_nearest_rung_is_chosen_and_the_wider_of_two():
     removed = [0.0, 0.2, 0.4, 0.6]
     for ratio, rung in {0.0: 0, 0.09: 0, 0.1: 0, 0.11: 1, 0.2: 1, 0.3: 1, 0.31: 2, 0.6: 3, 0.75: 3}.items():
-        assert find_nearest_rung(removed, ratio=ratio, total="it") == rung
+        assert find_nearest_rung(removed, ratio=ratio, total="neurons") == rung
 
 
 def test_a_share_beyond_the_last_rung_by_more_than_a_point_and_a_step_is_refused():
@@ -31,40 +31,40 @@ def test_a_share_beyond_the_last_rung_by_more_than_a_point_and_a_step_is_refused
         find_nearest_rung([0.25, 0.26], ratio=0.1, total="MACs")
 
 
-def test_a_cost_counts_what_is_gone_from_the_whole_model():
+def test_removed_shares_are_fractions_of_the_whole_models_cost():
     ladder = Ladder({"a": 4, "b": 3}, [{"a": 2}, {"a": 1, "b": 1}])
     cost = Cost(total=100.0, per_neuron={"a": 10.0, "b": 5.0})
     assert cost.compute_removed_shares(ladder, dense={"a": 4, "b": 4}) == pytest.approx([0.05, 0.25, 0.45])
 
 
-def test_budgets_read_as_people_say_them():
-    said = [str(Budget("neurons", 0.5)), str(Budget("macs", 0.4)), str(Budget("max-drop", 1.0))]
-    assert said == ["50%", "40% of MACs", "a drop of 1 at most"]
+def test_budgets_are_formatted_for_readers_and_for_file_names():
+    texts = [str(Budget("neurons", 0.5)), str(Budget("macs", 0.4)), str(Budget("max-drop", 1.0))]
+    assert texts == ["50%", "40% of MACs", "a drop of 1 at most"]
     assert [Budget("neurons", 0.5).slug, Budget("macs", 0.4).slug] == ["0.5", "macs-0.4"]
 
 
 @pytest.mark.parametrize("ratio", [0.05, 0.2, 0.33, 0.5])
 @pytest.mark.parametrize("bend", [1.0, 0.6, 1.7])
 def test_a_measured_share_is_met_within_a_point_in_few_measurements(ratio, bend):
-    seen = []
+    calls = []
 
     def measure(rung: int) -> ShareEstimate:
-        assert rung not in seen
-        seen.append(rung)
+        assert rung not in calls
+        calls.append(rung)
         share = 0.6 * (SHARES[rung] / 0.75) ** bend
         return ShareEstimate(share, share - 0.02, share + 0.02)
 
     rung, measured = search_measured_rung(SHARES, ratio=ratio, total="latency", measure=measure)
     assert abs(measured.median - ratio) <= 0.01
     assert measured.median == pytest.approx(0.6 * (SHARES[rung] / 0.75) ** bend)
-    assert len(seen) <= 5
+    assert len(calls) <= 5
 
 
-def test_noisy_measurements_end_the_search_with_the_nearest_measured():
+def test_noisy_measurements_end_the_search_at_the_nearest_share():
     noise = {150: 0.55, 1: 0.0}
 
     def measure(rung: int) -> ShareEstimate:
-        share = noise.get(rung, 0.2 if rung < 75 else 0.4)  # a staircase: nothing is at 0.3
+        share = noise.get(rung, 0.2 if rung < 75 else 0.4)  # a staircase without a rung at 0.3
         return ShareEstimate(share, share - 0.12, share + 0.12)
 
     _, measured = search_measured_rung(SHARES, ratio=0.3, total="latency", measure=measure)
@@ -77,18 +77,18 @@ def test_a_latency_that_the_narrowest_model_does_not_reach_is_refused():
 
 
 @pytest.mark.parametrize("edge", [0, 1, 17, 149, 150])
-def test_the_search_narrowest_rung_that_holds(edge):
-    asked = []
+def test_the_narrowest_acceptable_rung_is_found_to_half_a_point(edge):
+    calls = []
 
-    def holds(rung: int) -> bool:
-        asked.append(rung)
+    def is_acceptable(rung: int) -> bool:
+        calls.append(rung)
         return rung <= edge
 
-    found = search_narrowest_rung(SHARES, is_acceptable=holds)
-    assert found <= edge
-    assert SHARES[edge] - SHARES[found] <= 0.005
-    assert len(asked) == len(set(asked)) <= 9
+    rung = search_narrowest_rung(SHARES, is_acceptable=is_acceptable)
+    assert rung <= edge
+    assert SHARES[edge] - SHARES[rung] <= 0.005
+    assert len(calls) == len(set(calls)) <= 9
 
 
-def test_with_one_rung_there_is_nothing_to_search():
+def test_a_ladder_of_one_rung_is_not_searched():
     assert search_narrowest_rung([0.0], is_acceptable=lambda _: False) == 0

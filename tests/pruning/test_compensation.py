@@ -1,4 +1,4 @@
-"""Mean shift, solved by hand."""
+"""Tests of mean shift against sums by hand."""
 
 import pytest
 import timm
@@ -25,7 +25,7 @@ def make(*, bias: bool = True, dtype: torch.dtype = torch.float64) -> AdaptedMod
 
 
 def half(adapted: AdaptedModel):
-    """Keep the odd columns."""
+    """Make a plan that keeps the odd columns."""
     scores = {site.name: torch.arange(site.width) % 2 for site in adapted.sites}
     return make_plan(scores, sites=adapted.sites, ratio=0.5)
 
@@ -40,7 +40,7 @@ def statistics_of(adapted: AdaptedModel) -> ActivationStatistics:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_bias_moves_by_what_the_removed_neurons_contributed_on_average(bias):
+def test_the_bias_takes_over_the_mean_contribution_of_the_removed_neurons(bias):
     adapted = make(bias=bias)
     statistics = statistics_of(adapted)
     pruned = prune(adapted, plan=half(adapted), compensation="mean", statistics=statistics)
@@ -58,7 +58,7 @@ def test_the_bias_moves_by_what_the_removed_neurons_contributed_on_average(bias)
 @pytest.mark.parametrize(("bias", "dtype", "tolerance"), [(True, torch.float64, 1e-12), (False, torch.float32, 1e-5)])
 def test_removing_constant_neurons_with_mean_shift_changes_nothing(bias, dtype, tolerance):
     adapted = make(bias=bias, dtype=dtype)
-    for block in adapted.model.blocks:  # even neurons see nothing but their bias
+    for block in adapted.model.blocks:  # the even neurons are constant
         block.mlp.fc1.weight.data[0::2] = 0.0
     images = torch.randn(4, 3, 16, 16, dtype=dtype)
     labels = torch.zeros(4, dtype=torch.int64)
@@ -80,17 +80,17 @@ def test_a_block_that_keeps_every_neuron_keeps_its_bias():
     assert pruned.sites[1].down.bias is not None
 
 
-def test_what_a_compensation_lacks_is_named():
+def test_missing_inputs_of_a_compensation_are_named():
     adapted = make()
     plan = half(adapted)
     with pytest.raises(ValueError, match="compensation 'mean' needs activation statistics"):
         prune(adapted, plan=plan, compensation="mean")
-    with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.fc2 are of 48 neurons, the site has 96"):
+    with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.fc2 are of 48 neurons, but the site has 96"):
         prune(adapted, plan=plan, compensation="mean", statistics=statistics_of(prune(adapted, plan=plan)))
     with pytest.raises(ValueError, match="unknown compensation 'maen'; did you mean 'mean'"):
         prune(adapted, plan=plan, compensation="maen")
 
 
-def test_compensations_by_name():
+def test_compensations_are_listed_and_parsed_by_name():
     assert list_compensations() == ("least-squares", "mean", "none", "sequential")
     assert parse_compensation({"name": "mean"}).spec() == {"name": "mean"}

@@ -1,4 +1,4 @@
-"""Damage of narrowing one block alone, against the divergence of whole models written out."""
+"""Test of damage against the divergence of whole models with one block exchanged."""
 
 import timm
 import torch
@@ -16,22 +16,22 @@ def test_damage_is_the_divergence_of_the_model_with_one_block_exchanged():
     head = ZeroShot(torch.randn(5, 24), 20.0)
     dense = adapt(tower)
     scores = {site.name: torch.rand(site.width) for site in dense.sites}
-    narrowed = prune(dense, plan=make_plan(scores, sites=dense.sites, ratio=0.5))
+    pruned = prune(dense, plan=make_plan(scores, sites=dense.sites, ratio=0.5))
     images = torch.randn(6, 3, 16, 16)
 
-    def log_probabilities(*blocks: nn.Module) -> torch.Tensor:
+    def compute_log_probabilities(*blocks: nn.Module) -> torch.Tensor:
         own, tower.blocks = tower.blocks, nn.Sequential(*blocks)
         with torch.no_grad():
-            found = head.class_logits(tower(images)).log_softmax(-1)
+            result = head.class_logits(tower(images)).log_softmax(-1)
         tower.blocks = own
-        return found
+        return result
 
-    (one, two), (narrow_one, narrow_two) = tower.blocks, narrowed.model.blocks
-    p = log_probabilities(one, two)
+    (one, two), (narrow_one, narrow_two) = tower.blocks, pruned.model.blocks
+    p = compute_log_probabilities(one, two)
     expected = [
-        (p.exp() * (p - q)).sum(-1).mean() for q in map(log_probabilities, (narrow_one, one), (two, narrow_two))
+        (p.exp() * (p - q)).sum(-1).mean() for q in map(compute_log_probabilities, (narrow_one, one), (two, narrow_two))
     ]
     batches = [(images[:4], torch.zeros(4)), (images[4:], torch.zeros(2))]
-    found = measure_damage(dense, narrowed, batches, class_logits=head.class_logits)
-    torch.testing.assert_close(torch.tensor(list(found.values())), torch.stack(expected), rtol=1e-4, atol=1e-7)
-    assert min(found.values()) > 1e-4
+    damage = measure_damage(dense, pruned, batches, class_logits=head.class_logits)
+    torch.testing.assert_close(torch.tensor(list(damage.values())), torch.stack(expected), rtol=1e-4, atol=1e-7)
+    assert min(damage.values()) > 1e-4

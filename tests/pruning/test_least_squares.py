@@ -1,4 +1,4 @@
-"""Least squares against numpy's, on the calibration rows, and where the rows do not determine it."""
+"""Tests of least squares against numpy's, and of fits that the calibration tokens do not determine."""
 
 import logging
 
@@ -38,20 +38,20 @@ def statistics_of(adapted: AdaptedModel, images: Tensor) -> ActivationStatistics
 
 
 def half(adapted: AdaptedModel, **settings) -> PrunePlan:
-    """Keep the odd columns."""
+    """Make a plan that keeps the odd columns."""
     scores = {site.name: torch.arange(site.width) % 2 for site in adapted.sites}
     return make_plan(scores, sites=adapted.sites, **settings)
 
 
 @torch.no_grad()
 def first_block(adapted: AdaptedModel, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Hidden rows `[N, W]` of the first block and what `down` makes of them `[N, D]`."""
+    """Return the first block's hidden activations `[N, W]` and the outputs `[N, D]` of its `down`."""
     _, u = adapted.open_block(0, adapted.stem(images))
     return u.flatten(0, 1), adapted.sites[0].down(u).flatten(0, 1)
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_without_ridge_the_fit_is_numpys(bias):
+def test_without_ridge_the_fit_equals_numpys(bias):
     adapted, images = make(bias=bias), images_of(10)
     pruned = prune(
         adapted,
@@ -67,7 +67,7 @@ def test_without_ridge_the_fit_is_numpys(bias):
     assert pruned.sites[0].down.weight.requires_grad
 
 
-def test_with_ridge_the_fit_is_that_of_rows_with_a_penalty_appended():
+def test_with_ridge_the_fit_equals_a_fit_with_penalty_rows_appended():
     adapted, images = make(), images_of(10)
     statistics = statistics_of(adapted, images)
     pruned = prune(adapted, plan=half(adapted), compensation=LeastSquares(ridge=0.1), statistics=statistics)
@@ -83,7 +83,7 @@ def test_with_ridge_the_fit_is_that_of_rows_with_a_penalty_appended():
 
 
 def make_dependent() -> AdaptedModel:
-    """Even neurons copy an odd one each; the first is constant, the last kept one dead."""
+    """Build a model whose even neurons copy an odd neuron each; the first is constant, the last kept one dead."""
     adapted = make()
     for block in adapted.model.blocks:
         for parameter in (block.mlp.fc1.weight.data, block.mlp.fc1.bias.data):
@@ -94,7 +94,7 @@ def make_dependent() -> AdaptedModel:
 
 
 @pytest.mark.parametrize(("ridge", "tolerance"), [(0.0, 1e-8), (1e-11, 1e-8)])
-def test_removing_neurons_that_are_functions_of_kept_ones_changes_nothing(ridge, tolerance):
+def test_removing_neurons_that_depend_linearly_on_kept_ones_changes_nothing(ridge, tolerance):
     adapted, images = make_dependent(), images_of(10)
     plan = half(adapted)
     compensation, statistics = LeastSquares(ridge=ridge), statistics_of(adapted, images)
@@ -117,7 +117,7 @@ def test_a_huge_ridge_leaves_the_mean_shift():
 
 @pytest.mark.parametrize("ridge", [0.0, 1e-3, 1.0])
 @pytest.mark.parametrize("count", [1, 10])
-def test_it_is_never_worse_than_mean_shift_on_the_calibration_rows(ridge, count):
+def test_the_fit_is_never_worse_than_mean_shift_on_the_calibration_tokens(ridge, count):
     adapted, images = make(), images_of(count)
     plan, statistics = half(adapted, ratio=0.7), statistics_of(adapted, images)
     hidden, target = first_block(adapted, images)
@@ -162,14 +162,14 @@ def test_a_block_that_keeps_every_neuron_is_left_alone():
 
 
 @pytest.mark.parametrize("ridge", [0.0, 1e-3])
-def test_fewer_rows_than_neurons_are_said_once_and_give_a_finite_fit(ridge, caplog):
+def test_fewer_tokens_than_neurons_give_one_warning_and_a_finite_fit(ridge, caplog):
     adapted = make()
-    statistics = statistics_of(adapted, images_of(1))  # 17 rows
+    statistics = statistics_of(adapted, images_of(1))  # 17 tokens
     plan = half(adapted, ratio=0.25)  # 18 neurons
     with caplog.at_level(logging.WARNING):
         pruned = prune(adapted, plan=plan, compensation=LeastSquares(ridge=ridge), statistics=statistics)
     (record,) = caplog.records
-    assert "the kept neurons of block 0, 1 are linearly dependent" in record.getMessage()
+    assert "do not determine the fit of block 0, 1" in record.getMessage()
     for site in pruned.sites:
         assert site.down.weight.isfinite().all()
         assert site.down.weight.abs().max() < 100
@@ -183,7 +183,7 @@ def test_dead_and_constant_neurons_need_no_warning(caplog):
     assert not caplog.records
 
 
-def test_a_block_of_constant_neurons_only_is_made_up_for_by_the_bias():
+def test_the_bias_replaces_a_block_of_constant_neurons():
     adapted, images = make(), images_of(10)
     adapted.model.blocks[0].mlp.fc1.weight.data.zero_()
     plan, statistics = half(adapted, exclude_blocks=[1]), statistics_of(adapted, images)
@@ -191,31 +191,31 @@ def test_a_block_of_constant_neurons_only_is_made_up_for_by_the_bias():
     torch.testing.assert_close(pruned.model(images), adapted.model(images), rtol=1e-9, atol=1e-9)
 
 
-def test_what_it_lacks_is_named():
+def test_missing_covariances_and_negative_ridges_are_named():
     adapted = make()
     plain = collect_statistics(adapted, [(images_of(2), torch.zeros(2))])
-    with pytest.raises(ValueError, match="hold no covariance; collect them with covariance=True"):
+    with pytest.raises(ValueError, match="have no covariance; collect them with covariance=True"):
         prune(adapted, plan=half(adapted), compensation="least-squares", statistics=plain)
     with pytest.raises(ValueError, match=r"compensation 'least-squares': ridge: .*greater than or equal to 0"):
         prune(adapted, plan=half(adapted), compensation={"name": "least-squares", "ridge": -1})
 
 
 @pytest.mark.parametrize("penalties", [[0.5, 0.5, 0.5], [0.5, 0.1, 2.0]])
-def test_each_output_has_its_own_penalty(penalties):
+def test_each_output_is_solved_with_its_own_penalty(penalties):
     torch.manual_seed(0)
     covariance, cross = torch.cov(torch.randn(4, 20, dtype=torch.float64)), torch.randn(3, 4, dtype=torch.float64)
-    solution, singular = solve_ridge(covariance, cross, penalty_D=torch.tensor(penalties, dtype=torch.float64))
+    solution, is_singular = solve_ridge(covariance, cross, penalty_D=torch.tensor(penalties, dtype=torch.float64))
     for output, penalty in enumerate(penalties):
         expected = torch.linalg.solve(covariance + penalty * torch.eye(4, dtype=torch.float64), cross[output])
         torch.testing.assert_close(solution[output], expected, rtol=1e-10, atol=1e-12)
-    assert not singular
+    assert not is_singular
 
 
-def test_a_singular_system_is_solved_with_least_norm_and_an_infinite_penalty_with_zero():
+def test_a_singular_system_gets_the_least_norm_solution_and_an_infinite_penalty_zero():
     rows = torch.randn(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     covariance, cross = rows.T @ rows, torch.randn(3, 2, dtype=torch.float64) @ rows
-    solution, singular = solve_ridge(covariance, cross, penalty_D=torch.tensor([0.0, 0.0, torch.inf]).double())
+    solution, is_singular = solve_ridge(covariance, cross, penalty_D=torch.tensor([0.0, 0.0, torch.inf]).double())
     expected = cross @ torch.linalg.pinv(covariance, hermitian=True)
     torch.testing.assert_close(solution[:2], expected[:2], rtol=1e-8, atol=1e-10)
-    assert singular
+    assert is_singular
     assert (solution[2] == 0).all()

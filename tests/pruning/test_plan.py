@@ -1,4 +1,4 @@
-"""Plans by hand: which neurons stay, and that a budget is what was asked for."""
+"""Tests of plans: kept neurons by hand, and budgets that are met."""
 
 import json
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pathprune.models.seam import NeuronSite
-from pathprune.pruning import PrunePlan, make_plan
+from pathprune.pruning import PlanRow, PrunePlan, make_plan
 from pathprune.pruning.budget import BudgetError, Cost
 
 
@@ -37,29 +37,29 @@ def kept_widths(plan: PrunePlan) -> list[int]:
     return [row.kept for row in plan.table()]
 
 
-def test_uniform_keeps_the_best_of_every_block():
+def test_uniform_keeps_the_top_neurons_of_every_block():
     plan = plan_of([1, 4, 2, 3], [0.1, 0.2, 0.4, 0.3], ratio=0.5)
     assert kept(plan) == [[1, 3], [2, 3]]
     assert plan.neurons_removed == 0.5
 
 
-def test_global_keeps_the_best_wherever_they_are():
+def test_global_keeps_the_top_neurons_of_the_whole_model():
     plan = plan_of([1, 4, 2, 3], [0.1, 5, 0.4, 0.3], ratio=0.5, scope="global")
     assert kept(plan) == [[1, 2, 3], [1]]
 
 
-def test_global_by_mean_compares_neurons_with_their_block():
+def test_global_with_normalize_mean_divides_scores_by_their_blocks_mean():
     rows = [1, 4, 2, 3], [10.0, 50, 40, 30]  # over their means: .4, 1.6, .8, 1.2 and .31, 1.54, 1.23, .92
     plan = plan_of(*rows, ratio=0.625, scope="global", normalize="mean")
     assert kept(plan) == [[1], [1, 2]]
 
 
-def test_global_without_normalisation_takes_scores_as_they_are():
+def test_global_with_normalize_none_compares_raw_scores():
     plan = plan_of([1, 4, 2, 3], [10, 50, 40, 30], ratio=0.5, scope="global")
-    assert kept(plan) == [[1], [1, 2, 3]]  # one neuron stays in block 0: min_width
+    assert kept(plan) == [[1], [1, 2, 3]]  # min_width keeps one neuron in block 0
 
 
-def test_global_gives_way_to_min_width_and_still_reaches_the_total():
+def test_global_respects_min_width_and_still_meets_the_total():
     plan = plan_of([1, 2, 3, 4], [5, 6, 7, 8], ratio=0.5, scope="global", min_width=2)
     assert kept(plan) == [[2, 3], [2, 3]]
     plan = plan_of([1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12], ratio=0.5, scope="global", min_width=1)
@@ -68,7 +68,7 @@ def test_global_gives_way_to_min_width_and_still_reaches_the_total():
 
 
 @pytest.mark.parametrize("scope", ["uniform", "global"])
-def test_ties_are_kept_in_order_of_site_and_column(scope):
+def test_ties_keep_the_earlier_site_and_column(scope):
     plan = plan_of([1, 1, 1, 1], [1, 1, 1, 1], ratio=0.5, scope=scope)
     assert kept(plan) == ([[0, 1], [0, 1]] if scope == "uniform" else [[0, 1, 2], [0]])
 
@@ -78,13 +78,13 @@ def test_a_uniform_width_is_the_nearest_allowed_and_the_wider_of_two():
         return kept_widths(random_plan(dense, ratio=ratio, **settings))[0]
 
     assert width(10, 0.7) == 3
-    assert width(5, 0.5) == 3  # 2.5: the wider
+    assert width(5, 0.5) == 3  # 2.5: the wider width
     assert width(15, 0.9) == 2  # 1.5, although 15 * (1 - 0.9) is 1.4999… in binary
     assert width(64, 0.5, round_to=8) == 32
     assert width(64, 0.4, round_to=8) == 40  # 38.4
     assert width(64, 0.42, round_to=8) == 40  # 37.12
     assert width(64, 0.45, round_to=8) == 32  # 35.2
-    assert width(20, 0.05, round_to=8) == 20  # 19: the dense width is allowed as it is
+    assert width(20, 0.05, round_to=8) == 20  # 19: the dense width need not be a multiple
     assert width(20, 0.15, round_to=8) == 16  # 17
     assert width(64, 0.0, round_to=48) == 64
     assert width(64, 0.82, min_width=12) == 12  # 11.52, within a step
@@ -98,20 +98,24 @@ def test_global_meets_its_total_with_allowed_widths_only(seed):
     ratio = float(torch.rand((), generator=generator)) * 0.8
     round_to = [1, 2, 4, 8][seed % 4]
     plan = random_plan(*widths, seed=seed, ratio=ratio, scope="global", round_to=round_to, min_width=3)
-    asked = sum(widths) * (1 - ratio)
-    assert abs(sum(kept_widths(plan)) - asked) <= max(1, round_to / 2)
+    target = sum(widths) * (1 - ratio)
+    assert abs(sum(kept_widths(plan)) - target) <= max(1, round_to / 2)
     for row in plan.table():
         assert row.kept >= 3
         assert row.kept % round_to == 0 or row.kept == row.width
 
 
-def test_global_with_round_to_one_drops_nothing_better_than_what_it_keeps():
+def test_global_removes_no_neuron_with_a_higher_score_than_a_kept_one():
     scores = [torch.rand(32, generator=torch.Generator().manual_seed(i)).tolist() for i in range(3)]
     plan = plan_of(*scores, ratio=0.6, scope="global")
-    keep = torch.cat([torch.tensor(row)[columns] for row, columns in zip(scores, plan.kept.values(), strict=True)])
-    drop = torch.cat([torch.tensor(row)[plan.pruned(name)] for row, name in zip(scores, plan.kept, strict=True)])
-    assert len(keep) == 38  # 96 * 0.4 = 38.4
-    assert keep.min() > drop.max()
+    kept_scores = torch.cat(
+        [torch.tensor(row)[columns] for row, columns in zip(scores, plan.kept.values(), strict=True)]
+    )
+    removed_scores = torch.cat(
+        [torch.tensor(row)[plan.pruned(name)] for row, name in zip(scores, plan.kept, strict=True)]
+    )
+    assert len(kept_scores) == 38  # 96 * 0.4 = 38.4
+    assert kept_scores.min() > removed_scores.max()
 
 
 def test_global_with_equal_scores_and_a_partial_last_step_keeps_allowed_widths():
@@ -165,7 +169,7 @@ def test_blocks_with_their_own_ratio_and_excluded_blocks_do_not_compete():
         ),
     ],
 )
-def test_settings_that_no_plan_can_meet_are_refused(settings, message):
+def test_settings_without_a_possible_plan_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         random_plan(8, 8, **settings)
 
@@ -178,12 +182,12 @@ def test_a_share_of_the_whole_models_cost_is_met_to_a_point_or_a_step(seed, scop
     cost = Cost(total=6000.0, per_neuron=dict(zip([s.name for s in sites_of(*widths)], [20, 30, 25], strict=True)))
     plan = random_plan(*widths, seed=seed, ratio=0.4, cost=cost, scope=scope, round_to=round_to, min_width=2)
     removed = sum(cost.per_neuron[row.site] * (row.width - row.kept) for row in plan.table()) / cost.total
-    step = round_to * (75 if scope == "uniform" else 30) / cost.total  # uniform takes one of every block at a time
+    step = round_to * (75 if scope == "uniform" else 30) / cost.total  # a uniform step takes one neuron of every block
     assert abs(removed - 0.4) <= max(0.01, step)
     assert all(row.kept >= 2 for row in plan.table())
 
 
-def test_more_than_the_neurons_of_the_whole_models_cost_is_refused_with_the_nearest():
+def test_a_ratio_beyond_the_neurons_share_of_the_cost_is_refused_with_the_nearest():
     cost = Cost(total=100.0, per_neuron={"blocks.0.mlp.fc2": 3.0, "blocks.1.mlp.fc2": 3.0})
     with pytest.raises(
         BudgetError, match=r"removes 0\.5 of the whole model's cost: at most 0\.42 can be removed; ask for 0\.42"
@@ -191,37 +195,37 @@ def test_more_than_the_neurons_of_the_whole_models_cost_is_refused_with_the_near
         random_plan(8, 8, ratio=0.5, cost=cost)
 
 
-def test_damage_decides_the_widths_and_scores_the_neurons():
+def test_damage_chooses_the_widths_and_scores_choose_the_neurons():
     damage = {"blocks.0.mlp.fc2": [(4, 0.0), (1, 9.0)], "blocks.1.mlp.fc2": [(4, 0.0), (2, 0.2), (1, 4.2)]}
     rows = [1.0, 4, 2, 3], [0.1, 0.2, 0.4, 0.3]
     plan = plan_of(*rows, ratio=0.25, scope="global", normalize="damage", damage=damage)
-    assert kept(plan) == [[0, 1, 2, 3], [2, 3]]  # two at 0.1 each
+    assert kept(plan) == [[0, 1, 2, 3], [2, 3]]  # two neurons at a damage of 0.1 each
     plan = plan_of(*rows, ratio=0.5, scope="global", normalize="damage", damage=damage)
-    assert kept(plan) == [[1, 3], [2, 3]]  # then two at 3 each, rather than one at 4
+    assert kept(plan) == [[1, 3], [2, 3]]  # then two neurons at 3 each rather than one at 4
 
 
-def test_normalising_by_a_mean_that_is_not_positive_is_refused():
+def test_normalize_mean_with_a_mean_that_is_not_positive_is_refused():
     with pytest.raises(ValueError, match=r"the mean of blocks\.0\.mlp\.fc2 is -1; use a criterion"):
         plan_of([-1.0, -1.0], [1.0, 2.0], scope="global", normalize="mean")
 
 
 def test_scores_of_another_model_are_refused():
-    with pytest.raises(ValueError, match=r"scores of blocks\.0\.mlp\.fc2 have shape \[3\]; the site has 4 neurons"):
+    with pytest.raises(ValueError, match=r"scores of blocks\.0\.mlp\.fc2 have shape \[3\], but the site has 4 neurons"):
         make_plan({"blocks.0.mlp.fc2": torch.rand(3)}, sites=sites_of(4))
 
 
-def test_a_plan_survives_json():
+def test_a_plan_survives_a_round_trip_through_json():
     plan = random_plan(8, 6, ratio=0.5)
-    again = PrunePlan.from_dict(json.loads(json.dumps(plan.to_dict())))
-    assert again.table() == plan.table()
-    assert kept(again) == kept(plan)
-    assert again.neurons_removed == plan.neurons_removed == 0.5
+    restored = PrunePlan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    assert restored.table() == plan.table()
+    assert kept(restored) == kept(plan)
+    assert restored.neurons_removed == plan.neurons_removed == 0.5
 
 
-def test_a_plan_knows_what_goes_and_what_a_dry_run_shows():
+def test_a_plan_lists_removed_columns_and_one_row_per_site():
     plan = plan_of([1, 4, 2, 3], [1.0, 2.0], ratio=0.5)
     assert plan.pruned("blocks.0.mlp.fc2").tolist() == [0, 2]
-    assert plan.table() == [("blocks.0.mlp.fc2", 0, 4, 2), ("blocks.1.mlp.fc2", 1, 2, 1)]
+    assert plan.table() == [PlanRow("blocks.0.mlp.fc2", 0, 4, 2), PlanRow("blocks.1.mlp.fc2", 1, 2, 1)]
 
 
 @pytest.mark.parametrize("columns", [[], [1, 0], [0, 0], [-1, 2], [4], [0.5]])
@@ -230,6 +234,6 @@ def test_columns_that_are_not_a_sorted_subset_are_refused(columns):
         PrunePlan(kept={"a": torch.tensor(columns)}, widths={"a": 4}, blocks={"a": 0})
 
 
-def test_a_plan_of_other_sites_than_its_widths_is_refused():
+def test_a_plan_whose_parts_name_different_sites_is_refused():
     with pytest.raises(ValueError, match="must name the same sites"):
         PrunePlan(kept={"a": torch.tensor([0])}, widths={"b": 4}, blocks={"a": 0})

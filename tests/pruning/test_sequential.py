@@ -1,4 +1,4 @@
-"""Sequential least squares against a slow reading of its definition, and against plain least squares."""
+"""Tests of sequential least squares against a slow implementation of its definition, and against least squares."""
 
 from collections.abc import Sequence as List
 
@@ -12,7 +12,7 @@ from pathprune.models.adapt import adapt
 from pathprune.models.seam import AdaptedModel
 from pathprune.pruning import LeastSquares, PrunePlan, Sequential, make_plan, prune
 from pathprune.scoring import collect_statistics
-from pathprune.scoring.sensitivity import token_weights
+from pathprune.scoring.sensitivity import compute_token_weights
 
 PLAIN = {"refit_attention": False, "reconstruct": 0}
 TINY = {"img_size": 16, "patch_size": 4, "depth": 3, "embed_dim": 12, "num_heads": 2, "num_classes": 5, "mlp_ratio": 2}
@@ -39,7 +39,7 @@ def batches_of(images: Tensor, size: int = 3) -> list[tuple[Tensor, Tensor]]:
 
 
 def half(adapted: AdaptedModel, **settings) -> PrunePlan:
-    """Keep the odd columns."""
+    """Make a plan that keeps the odd columns."""
     scores = {site.name: torch.arange(site.width) % 2 for site in adapted.sites}
     return make_plan(scores, sites=adapted.sites, **settings)
 
@@ -47,7 +47,7 @@ def half(adapted: AdaptedModel, **settings) -> PrunePlan:
 def ridge_by_hand(
     rows: np.ndarray, target: np.ndarray, start: np.ndarray, penalty: float, weights: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """Weights nearest to `start`, and a bias: least squares with the penalty as further rows."""
+    """Return the weights and the bias of a ridge fit towards `start`, from least squares with penalty rows."""
     n, k = rows.shape
     anchor = np.sqrt(n * penalty)
     counted = np.sqrt(weights)[:, None]
@@ -67,7 +67,7 @@ def refit_by_hand(
     gamma: np.ndarray | None = None,
     weights: Tensor | None = None,
 ) -> None:
-    """Fit `gamma * layer(x)` to `y`, one output after another."""
+    """Fit `gamma * layer(x)` to `y` in place, one output after another."""
     rows, target = x.flatten(0, 1).numpy(), y.flatten(0, 1).numpy()
     gamma = np.ones(target.shape[1]) if gamma is None else gamma
     counted = np.ones(len(rows)) if weights is None else weights.flatten().numpy()
@@ -84,7 +84,7 @@ def refit_by_hand(
 def sequential_by_hand(
     dense: AdaptedModel, plan: PrunePlan, images: Tensor, *, ridge: float, weights: List[Tensor] | None = None
 ) -> AdaptedModel:
-    """All images at once, the MLPs alone."""
+    """Prune the model and fit its MLPs alone, on all images at once."""
     pruned = prune(dense, plan=plan)
     wide = narrow = dense.stem(images)
     for index, site in enumerate(pruned.sites):
@@ -100,7 +100,7 @@ def sequential_by_hand(
 
 
 @pytest.mark.parametrize(("scale", "size"), [("random", 1), ("random", 10), ("uniform", 4), ("none", 4)])
-def test_it_is_the_slow_reading_of_its_definition(scale, size):
+def test_the_fit_equals_the_slow_implementation(scale, size):
     adapted, images = make(scale), images_of(10)
     plan = half(adapted)
     pruned = prune(adapted, plan=plan, compensation=Sequential(ridge=0.01, **PLAIN), batches=batches_of(images, size))
@@ -112,10 +112,10 @@ def test_it_is_the_slow_reading_of_its_definition(scale, size):
     torch.testing.assert_close(pruned.model(images), expected.model(images), rtol=1e-7, atol=1e-9)
 
 
-def test_tokens_count_as_much_as_the_answer_listens_to_them():
+def test_token_weights_equal_the_slow_implementation_with_weights():
     adapted, images = make(), images_of(10)
     plan, batches = half(adapted), batches_of(images)
-    weights = token_weights(adapted, batches, seed=5)
+    weights = compute_token_weights(adapted, batches, seed=5)
     settings = Sequential(ridge=0.01, token_weights=True, **PLAIN)
     pruned = prune(adapted, plan=plan, compensation=settings, batches=batches, seed=5)
     by_block = [torch.cat([batch[site.name] for batch in weights]) for site in adapted.sites]
@@ -127,12 +127,12 @@ def test_tokens_count_as_much_as_the_answer_listens_to_them():
 
 @torch.no_grad()
 @pytest.mark.parametrize("scale", ["random", "none"])
-def test_the_attention_is_fitted_behind_the_first_narrowed_block(scale):
+def test_the_attention_is_refitted_behind_the_first_pruned_block(scale):
     adapted, images = make(scale), images_of(10)
     plan = half(adapted)
     settings = Sequential(ridge=0.01, reconstruct=0)
     pruned = prune(adapted, plan=plan, compensation=settings, batches=batches_of(images))
-    for part in ("qkv", "proj"):  # nothing to repair in front of block 0
+    for part in ("qkv", "proj"):  # block 0 has nothing to repair
         assert torch.equal(
             pruned.model.get_submodule(f"blocks.0.attn.{part}").weight,
             adapted.model.get_submodule(f"blocks.0.attn.{part}").weight,
@@ -151,13 +151,13 @@ def test_the_attention_is_fitted_behind_the_first_narrowed_block(scale):
     gamma = dense.ls1.gamma.numpy() if scale == "random" else None
     refit_by_hand(attn.proj, mixed[0], m - narrow, ridge=0.01, gamma=gamma)
     for part in ("qkv", "proj"):
-        found, wanted = getattr(pruned.model.blocks[1].attn, part), getattr(attn, part)
-        torch.testing.assert_close(found.weight, wanted.weight, rtol=1e-7, atol=1e-9)
-        torch.testing.assert_close(found.bias, wanted.bias, rtol=1e-7, atol=1e-9)
+        layer, reference = getattr(pruned.model.blocks[1].attn, part), getattr(attn, part)
+        torch.testing.assert_close(layer.weight, reference.weight, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(layer.bias, reference.bias, rtol=1e-7, atol=1e-9)
 
 
 @torch.no_grad()
-def test_fitting_the_attention_repairs_more_of_what_the_last_mlp_sees():
+def test_refitting_the_attention_brings_the_state_before_the_last_mlp_closer():
     adapted, images = make("none"), images_of(40)
     plan, batches, new = half(adapted), batches_of(images), images_of(200, seed=2)
 
@@ -174,14 +174,14 @@ def test_fitting_the_attention_repairs_more_of_what_the_last_mlp_sees():
 
 
 @pytest.mark.parametrize("size", [1, 3, 10])
-def test_the_size_of_the_batches_does_not_matter(size):
+def test_the_batch_size_does_not_matter(size):
     adapted, images = make(), images_of(10)
     once = prune(adapted, plan=half(adapted), compensation="sequential", batches=batches_of(images, 4))
     again = prune(adapted, plan=half(adapted), compensation="sequential", batches=batches_of(images, size))
     torch.testing.assert_close(once.model(images), again.model(images), rtol=1e-7, atol=1e-9)
 
 
-def test_the_first_narrowed_block_is_fitted_as_by_least_squares():
+def test_the_first_pruned_block_is_fitted_as_by_least_squares():
     adapted, images = make("uniform"), images_of(10)
     plan = half(adapted, exclude_blocks=[0])
     statistics = collect_statistics(adapted, batches_of(images), covariance=True)
@@ -193,7 +193,7 @@ def test_the_first_narrowed_block_is_fitted_as_by_least_squares():
 
 
 @pytest.mark.parametrize("scale", ["random", "none"])
-def test_it_repairs_what_block_by_block_least_squares_leaves(scale):
+def test_the_output_is_closer_to_the_dense_models_than_with_least_squares(scale):
     adapted, images = make(scale), images_of(40)
     plan = half(adapted)
     statistics = collect_statistics(adapted, batches_of(images), covariance=True)
@@ -205,12 +205,12 @@ def test_it_repairs_what_block_by_block_least_squares_leaves(scale):
         assert (fitted.model(each) - expected).norm() < 0.95 * (plain.model(each) - expected).norm()
 
 
-def test_removing_neurons_that_are_functions_of_kept_ones_changes_nothing():
+def test_removing_neurons_that_depend_linearly_on_kept_ones_changes_nothing():
     adapted = make()
     for block in adapted.model.blocks:
         for parameter in (block.mlp.fc1.weight.data, block.mlp.fc1.bias.data):
             parameter[0::2] = parameter[1::2]
-            parameter[[0, -1, -2]] = 0.0  # constant and dead ones
+            parameter[[0, -1, -2]] = 0.0  # constant and dead neurons
         block.mlp.fc1.bias.data[0] = 2.0
     pruned = prune(
         adapted, plan=half(adapted), compensation=Sequential(ridge=1e-12, **PLAIN), batches=batches_of(images_of(10))
@@ -219,7 +219,7 @@ def test_removing_neurons_that_are_functions_of_kept_ones_changes_nothing():
     torch.testing.assert_close(pruned.model(new), adapted.model(new), rtol=1e-8, atol=1e-8)
 
 
-def test_blocks_before_the_first_narrowed_one_are_left_alone_and_those_behind_repair_it():
+def test_blocks_before_the_first_pruned_block_stay_and_later_blocks_are_fitted():
     adapted, images = make(), images_of(10)
     plan = half(adapted, exclude_blocks=[0, 2])
     pruned = prune(adapted, plan=plan, compensation="sequential", batches=batches_of(images))
@@ -237,7 +237,7 @@ def test_a_plan_that_removes_nothing_changes_nothing():
 
 
 @pytest.mark.parametrize("ridge", [0.0, 1e-3])
-def test_outputs_that_do_not_reach_the_stream_stay_and_those_that_hardly_do_are_not_blown_up(ridge):
+def test_outputs_that_barely_reach_the_stream_keep_small_weights(ridge):
     adapted, images = make(), images_of(10)
     for block in adapted.model.blocks:
         block.ls2.gamma.data[3] = 0.0
@@ -253,7 +253,7 @@ def test_outputs_that_do_not_reach_the_stream_stay_and_those_that_hardly_do_are_
             assert (narrow.down.weight[4] - wide.down.weight[4, 1::2]).abs().max() < 1e-3
 
 
-def test_a_model_without_bias_gets_one_and_can_be_pruned_again():
+def test_a_model_without_biases_gets_them_and_can_be_pruned_again():
     adapted, images = make(dtype=torch.float32), images_of(10)
     for block in adapted.model.blocks:
         block.mlp.fc2.bias = None
@@ -267,7 +267,7 @@ def test_a_model_without_bias_gets_one_and_can_be_pruned_again():
     assert error < shifted_error
 
 
-def test_both_models_keep_their_modes():
+def test_both_models_keep_their_training_modes_and_gradient_flags():
     adapted = make()
     adapted.model.train()
     adapted.model.blocks[0].eval()
@@ -278,17 +278,17 @@ def test_both_models_keep_their_modes():
         assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_fewer_rows_than_neurons_are_said_once(caplog):
+def test_fewer_tokens_than_neurons_give_one_warning(caplog):
     adapted = make()
     pruned = prune(
         adapted, plan=half(adapted, ratio=0.25), compensation="sequential", batches=batches_of(images_of(1))
-    )  # 18 neurons, 17 rows
+    )  # 18 neurons, 17 tokens
     (record,) = caplog.records
-    assert "'sequential': the kept neurons of block 0, 1, 2 are linearly dependent" in record.getMessage()
+    assert "'sequential': the calibration images do not determine the fit of block 0, 1, 2" in record.getMessage()
     assert all(site.down.weight.abs().max() < 100 for site in pruned.sites)
 
 
-def test_what_cannot_be_fitted_is_named():
+def test_inputs_and_models_that_cannot_be_fitted_are_named():
     adapted = make()
     plan = half(adapted)
     with pytest.raises(ValueError, match="compensation 'sequential' needs batches of calibration images"):
@@ -298,5 +298,5 @@ def test_what_cannot_be_fitted_is_named():
     with pytest.raises(ValueError, match="block 0: activations are NaN or infinite"):
         prune(adapted, plan=plan, compensation="sequential", batches=batches_of(images_of(2) * torch.nan))
     adapted.model.blocks[1].ls2 = nn.LayerNorm(12).double()
-    with pytest.raises(ValueError, match=r"needs pre-norm blocks, .*; block 1 of this timm VisionTransformer is of"):
+    with pytest.raises(ValueError, match=r"needs pre-norm blocks, .*; block 1 of this timm VisionTransformer has"):
         prune(adapted, plan=plan, compensation="sequential", batches=batches_of(images_of(2)))

@@ -1,4 +1,4 @@
-"""Surgery equals masking on every family, changes MLP widths only, and leaves the model at hand alone."""
+"""Tests of surgery: equal to masking on every family, changes MLP widths only, leaves the given model unchanged."""
 
 import copy
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pathprune.models.adapt import adapt
 from pathprune.models.seam import AdaptedModel
-from pathprune.pruning import PrunePlan, apply_plan, make_plan, masked, prune
+from pathprune.pruning import PrunePlan, apply_plan, make_plan, mask_neurons, prune
 from pathprune.scoring import ScoresImportance
 
 TINY = {"img_size": 16, "patch_size": 8, "depth": 3, "embed_dim": 24, "num_heads": 3, "num_classes": 5}
@@ -34,7 +34,7 @@ def make(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ada
     architecture, args = FAMILIES[name]
     torch.manual_seed(seed)
     model = timm.create_model(architecture, **{**TINY, **args}).to(dtype).eval()
-    for parameter in model.parameters():  # timm zeroes biases: a bias pruned wrongly would not be seen
+    for parameter in model.parameters():  # timm zeroes biases, which would hide a bias pruned wrongly
         nn.init.normal_(parameter, std=0.2)
     if name == "frozen-but-for-the-head":
         model.requires_grad_(False)
@@ -79,10 +79,10 @@ def test_pruned_equals_masked_and_only_mlps_are_narrowed(name, scope, dtype, tol
     images = images_for(adapted)
     plan = random_plan(adapted, ratio=0.6, scope=scope)
     pruned = apply_plan(adapted, plan=plan)
-    with torch.no_grad(), masked(adapted, plan=plan):
+    with torch.no_grad(), mask_neurons(adapted, plan=plan):
         expected = adapted.model(images)
     torch.testing.assert_close(pruned.model(images), expected, rtol=tolerance, atol=tolerance)
-    assert (adapted.model(images) - expected).abs().max() > 1e-3  # the mask is off again, and was no mere formality
+    assert (adapted.model(images) - expected).abs().max() > 1e-3  # the mask is gone, and had an effect
     assert_only_mlps_narrowed(before, pruned.model.state_dict(), plan)
     assert [site.width for site in pruned.sites] == [len(kept) for kept in plan.kept.values()]
     assert all(torch.equal(tensor, before[key]) for key, tensor in adapted.model.state_dict().items())
@@ -96,7 +96,7 @@ def test_a_pruned_model_is_pruned_again(name):
     assert len({site.width for site in once.sites}) > 1
     plan = random_plan(once, seed=1, ratio=0.5)
     twice = prune(once, plan=plan)
-    with masked(once, plan=plan):
+    with mask_neurons(once, plan=plan):
         expected = once.model(images)
     torch.testing.assert_close(twice.model(images), expected, rtol=1e-12, atol=1e-12)
     assert_only_mlps_narrowed(once.model.state_dict(), twice.model.state_dict(), plan)
@@ -114,7 +114,7 @@ def test_modes_gradient_flags_and_hooks_survive():
         assert parameter.grad is None
 
 
-def test_surgery_works_where_gradients_are_off():
+def test_surgery_works_without_gradients():
     adapted = make("vit")
     plan = random_plan(adapted)
     with torch.no_grad():
@@ -135,18 +135,18 @@ def test_a_plan_for_another_width_is_refused():
     narrower = apply_plan(adapted, plan=plan)
     with pytest.raises(ValueError, match=r"the plan is for widths .* make a plan for this model"):
         apply_plan(narrower, plan=plan)
-    with pytest.raises(ValueError, match="make a plan for this model"), masked(narrower, plan=plan):
+    with pytest.raises(ValueError, match="make a plan for this model"), mask_neurons(narrower, plan=plan):
         pass
 
 
-def test_a_norm_put_in_since_is_seen_and_narrowed_with_the_neurons(caplog):
+def test_an_inner_norm_added_after_adapt_is_narrowed_with_the_neurons(caplog):
     adapted = make("vit")
     norm = nn.LayerNorm(96).double()
     nn.init.normal_(norm.weight)
-    adapted.model.blocks[1].mlp.norm = norm  # after adapt() has looked
+    adapted.model.blocks[1].mlp.norm = norm  # after adapt()
     plan = random_plan(adapted)
     pruned = apply_plan(adapted, plan=plan)
-    assert "1 MLPs have a norm inside" in caplog.text
+    assert "1 pruned MLPs have an inner norm" in caplog.text
     narrow = pruned.model.blocks[1].mlp.norm
     assert narrow.normalized_shape == (48,)
     assert torch.equal(narrow.weight, norm.weight[plan.kept["blocks.1.mlp.fc2"]])
@@ -164,7 +164,7 @@ def test_both_halves_of_a_packed_gate_are_pruned_together(gate_last, act):
     images = images_for(adapted)
     plan = random_plan(adapted)
     pruned = apply_plan(adapted, plan=plan)
-    with masked(adapted, plan=plan):
+    with mask_neurons(adapted, plan=plan):
         expected = adapted.model(images)
     torch.testing.assert_close(pruned.model(images), expected, rtol=1e-12, atol=1e-12)
     kept = plan.kept["blocks.1.mlp.fc2"]
@@ -187,7 +187,7 @@ def test_a_fused_projection_loses_its_neurons_and_keeps_the_attention():
     assert torch.equal(narrow.mlp_bias, dense.mlp_bias[kept])
 
 
-def test_a_model_of_unknown_image_size_is_pruned_too():
+def test_a_model_of_unknown_image_size_is_pruned():
     adapted = make("vit")
     adapted.model.patch_embed.img_size = None
     adapted.model.patch_embed.strict_img_size = False
@@ -195,7 +195,7 @@ def test_a_model_of_unknown_image_size_is_pruned_too():
 
 
 @pytest.mark.filterwarnings("ignore:Unwrapped parameters detected")
-def test_torch_prunings_own_pruner_changes_mlp_widths_only_when_given_our_scores():
+def test_torch_prunings_own_pruner_changes_mlp_widths_only_with_scores_importance():
     adapted = make("distilled")
     dense = copy.deepcopy(adapted.model.state_dict())
     images = images_for(adapted)
@@ -213,5 +213,5 @@ def test_torch_prunings_own_pruner_changes_mlp_widths_only_when_given_our_scores
     assert_only_mlps_narrowed(dense, adapted.model.state_dict(), plan)
     down = adapted.sites[0].down
     group = pruner.DG.get_pruning_group(down, tp.prune_linear_in_channels, list(range(down.in_features)))
-    with pytest.raises(ValueError, match="the model was pruned since; score it again"):
+    with pytest.raises(ValueError, match="the model was pruned after scoring; score it again"):
         pruner.importance(group)

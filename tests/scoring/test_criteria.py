@@ -1,4 +1,4 @@
-"""The contract of a criterion: what it says it needs, what is checked of its scores; chance."""
+"""Tests of the contract of a criterion: declared needs, checked scores, random scores."""
 
 import pytest
 import timm
@@ -15,7 +15,7 @@ def make() -> AdaptedModel:
     return adapt(timm.create_model("vit_tiny_patch16_224", **TINY))
 
 
-def test_random_depends_on_the_seed_and_the_site_only():
+def test_random_scores_depend_on_the_seed_and_the_site_only():
     adapted = make()
     once, again, other = (score(ScoringContext(adapted, seed=seed), criterion="random") for seed in (0, 0, 1))
     (first, second) = once
@@ -26,7 +26,7 @@ def test_random_depends_on_the_seed_and_the_site_only():
     assert torch.equal(score(ScoringContext(adapted), criterion="random")[second], once[second])
 
 
-def test_criteria_say_what_they_need():
+def test_criteria_declare_their_needs():
     needs = {name: get_criterion(name) for name in list_criteria()}
     assert {name for name, cls in needs.items() if cls.needs_labels} == {"taylor", "hessian", "snip"}
     assert {name for name, cls in needs.items() if cls.needs_statistics} == {
@@ -36,8 +36,8 @@ def test_criteria_say_what_they_need():
         score(ScoringContext(make()), criterion="variance")
 
 
-class Given(Criterion):
-    """Scores from outside, to see what is checked."""
+class Constant(Criterion):
+    """Fixed scores, to test the checks."""
 
     scores: dict
 
@@ -50,14 +50,14 @@ class Given(Criterion):
     [
         ({"blocks.1.mlp.fc2": None}, "no scores for blocks.1.mlp.fc2"),
         ({"blocks.7.mlp.fc2": torch.ones(96)}, "scores for blocks.7.mlp.fc2, which the model does not have"),
-        ({"blocks.1.mlp.fc2": torch.ones(95)}, r"scores of blocks.1.mlp.fc2 have shape \[95\]; the site has 96"),
+        ({"blocks.1.mlp.fc2": torch.ones(95)}, r"scores of blocks.1.mlp.fc2 have shape \[95\], but the site has 96"),
         ({"blocks.1.mlp.fc2": torch.ones(1, 96)}, r"scores of blocks.1.mlp.fc2 have shape \[1, 96\]"),
         ({"blocks.1.mlp.fc2": torch.ones(96).log() / 0}, "96 of 96 scores of blocks.1.mlp.fc2 are NaN or infinite"),
     ],
 )
 def test_scores_of_any_criterion_are_checked(change, message):
-    Given.name = "given"
+    Constant.name = "constant"
     scores = {"blocks.0.mlp.fc2": torch.ones(96), "blocks.1.mlp.fc2": torch.ones(96), **change}
-    given = Given(scores={name: values for name, values in scores.items() if values is not None})
-    with pytest.raises(ValueError, match=f"criterion 'given': {message}"):
-        score(ScoringContext(make()), criterion=given)
+    criterion = Constant(scores={name: values for name, values in scores.items() if values is not None})
+    with pytest.raises(ValueError, match=f"criterion 'constant': {message}"):
+        score(ScoringContext(make()), criterion=criterion)

@@ -1,4 +1,4 @@
-"""Class statistics to importance, by hand on two sites and three classes."""
+"""Tests of path criteria by hand, on two sites and three classes."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ A, B = "blocks.0.mlp.fc2", "blocks.1.mlp.fc2"
 
 
 class Sites:
-    """As much of an adapted model as path criteria look at."""
+    """The part of an adapted model that path criteria read."""
 
     def __init__(self, *widths: int) -> None:
         self.sites = tuple(NeuronSite(f"blocks.{i}.mlp.fc2", i, nn.Linear(w, 1)) for i, w in enumerate(widths))
@@ -40,13 +40,13 @@ def scores_of(stats: ClassStats, *, tokens: str = "all", name: str = "path", **o
 
 
 # mass per image -> A: cat .5 .3 .2, dog .1 .8 .1, owl .5 .2 .3; B: cat .6 .4, dog .25 .75, owl .5 .5
-def test_mean_over_classes_weighs_every_class_alike():
+def test_mean_weighs_every_class_equally():
     scores = scores_of(stats_of())
     assert scores[A] == pytest.approx([1.1 / 3, 1.3 / 3, 0.6 / 3])
     assert scores[B] == pytest.approx([1.35 / 3, 1.65 / 3])
 
 
-def test_max_keeps_what_any_class_needs():
+def test_max_takes_the_class_that_needs_a_neuron_most():
     scores = scores_of(stats_of(), reduce="max")
     assert scores[A] == pytest.approx([0.5, 0.8, 0.3])
     assert scores[B] == pytest.approx([0.6, 0.75])
@@ -66,12 +66,12 @@ def test_class_weights_scale_the_mean_and_the_maximum():
     )
 
 
-def test_published_mass_is_another_sum():
+def test_published_mass_reads_the_published_sums():
     assert scores_of(stats_of(), importance="published-mass")[A] == pytest.approx([1.0, 0, 0])
 
 
 # count per image -> A: cat 1 0 0, dog 0 1 0, owl 1 0 0; B: cat .5 .5, dog .5 .5, owl 0 1
-def test_count_breaks_its_ties_by_mass_and_nothing_else():
+def test_count_breaks_ties_by_mass_only():
     scores = scores_of(stats_of(), importance="count", reduce="max")
     assert scores[A][1] > scores[A][0] > scores[A][2]  # counts 1, 1, 0; masses .8, .5
     scores = scores_of(stats_of(), importance="count", classes=["cat", "dog"])
@@ -80,11 +80,11 @@ def test_count_breaks_its_ties_by_mass_and_nothing_else():
     means = {A: [2 / 3, 1 / 3, 0], B: [1 / 3, 2 / 3]}
     for site, counts in means.items():
         for value, count in zip(scores[site], counts, strict=True):
-            assert count <= value + 1e-8 < count + 1 / 3  # never as much as the next count
+            assert count <= value + 1e-8 < count + 1 / 3  # less than the next count
     assert scores[A][0] < scores[B][1]  # a tie across sites: masses .37, .55
 
 
-def test_equal_counts_everywhere_leave_the_order_to_mass():
+def test_equal_counts_everywhere_are_ordered_by_mass():
     stats = stats_of()
     stats.count = (torch.zeros(3, 3, dtype=torch.float64), torch.zeros(3, 2, dtype=torch.float64))
     by_mass = torch.tensor(scores_of(stats)[A]).argsort()
@@ -113,7 +113,7 @@ def test_a_class_without_images_is_left_out_with_a_warning(caplog):
         ({"classes": ["cat"], "class_weights": {"cat": 0}}, "no class is left to score by"),
     ],
 )
-def test_classes_that_cannot_be_scored_by_are_refused(options, message):
+def test_class_options_without_a_possible_score_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         scores_of(stats_of(num_images=(2, 0, 1)), **options)
 
@@ -123,19 +123,19 @@ def test_a_class_of_weight_zero_needs_no_images():
     assert scores[A] == pytest.approx([0.5, 0.25, 0.25])
 
 
-def test_a_name_that_two_classes_share_is_refused():
+def test_a_name_of_two_classes_is_refused():
     with pytest.raises(ValueError, match="2 classes are called 'crane'; give an index"):
         scores_of(stats_of(names=("crane", "crane", "owl")), classes=["crane"])
 
 
-def test_the_papers_reading_takes_paths_of_the_class_token():
+def test_path_class_needs_paths_of_the_class_token():
     assert parse_criterion("path").needs_mining == "all"
     assert parse_criterion("path-class").needs_mining == "class"
     assert scores_of(stats_of(), name="path-class", tokens="class") == scores_of(stats_of())
-    with pytest.raises(ValueError, match="'path-class' needs neuron paths mined with tokens='class'; there are 'all'"):
+    with pytest.raises(ValueError, match=r"'path-class' needs .* tokens='class', but the context has 'all'"):
         scores_of(stats_of(), name="path-class")
 
 
 def test_paths_of_another_model_are_refused():
-    with pytest.raises(ValueError, match=r"criterion 'path': paths were mined on neurons .* mine this model"):
+    with pytest.raises(ValueError, match=r"criterion 'path': paths were mined on widths .* mine this model"):
         score(ScoringContext(Sites(3, 4), mined={"all": stats_of()}), criterion="path")

@@ -1,4 +1,4 @@
-"""Sensitivity along paths against a slow loop by the steps of the seam, and the order that it leads to."""
+"""Tests of path sensitivity against a slow loop, and of the order of removal."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,13 @@ from torch import Tensor, nn
 
 from pathprune.models.adapt import adapt
 from pathprune.models.seam import AdaptedModel
-from pathprune.scoring import ScoringContext, collect_statistics, output_sensitivity, path_sensitivity, score
+from pathprune.scoring import (
+    ScoringContext,
+    collect_statistics,
+    measure_output_sensitivity,
+    measure_path_sensitivity,
+    score,
+)
 
 TINY = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 12, "num_heads": 2, "num_classes": 5, "mlp_ratio": 2}
 
@@ -22,7 +28,7 @@ def make() -> AdaptedModel:
 
 
 def batches_of(images: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
-    return [(part, torch.full((len(part),), -7)) for part in images.split(size)]  # labels that nobody may read
+    return [(part, torch.full((len(part),), -7)) for part in images.split(size)]  # labels must not be read
 
 
 def images_of(count: int) -> Tensor:
@@ -30,7 +36,7 @@ def images_of(count: int) -> Tensor:
 
 
 def slow_sensitivity(adapted: AdaptedModel, images: Tensor, *, nodes: int, seed: int) -> list[Tensor]:
-    """Per block `[D, D]`, one image after another, the block's MLP output made a leaf at every node."""
+    """Return `[D, D]` per block, image by image, from the gradient at the block's MLP output at every node."""
     adapted.model.eval()
     generator = torch.Generator().manual_seed(seed)
     points, weights = np.polynomial.legendre.leggauss(nodes)
@@ -56,51 +62,51 @@ def slow_sensitivity(adapted: AdaptedModel, images: Tensor, *, nodes: int, seed:
 
 @pytest.mark.parametrize("size", [1, 4])
 @pytest.mark.parametrize("nodes", [1, 3])
-def test_it_is_the_second_moment_of_the_integrated_gradients(nodes, size):
+def test_path_sensitivity_is_the_second_moment_of_integrated_gradients(nodes, size):
     adapted, images = make(), images_of(4)
-    found = path_sensitivity(adapted, batches_of(images, size), nodes=nodes, seed=3)
+    sensitivity = measure_path_sensitivity(adapted, batches_of(images, size), nodes=nodes, seed=3)
     assert all(module.training for module in adapted.model.modules())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in adapted.model.parameters())
     for site, expected in zip(adapted.sites, slow_sensitivity(adapted, images, nodes=nodes, seed=3), strict=True):
-        torch.testing.assert_close(found[site.name], expected, rtol=1e-9, atol=1e-12)
-        assert found[site.name].trace() == pytest.approx(1.0)
+        torch.testing.assert_close(sensitivity[site.name], expected, rtol=1e-9, atol=1e-12)
+        assert sensitivity[site.name].trace() == pytest.approx(1.0)
 
 
-def test_where_the_answer_is_linear_in_the_block_the_path_changes_nothing():
+def test_path_and_output_sensitivity_agree_if_the_answer_is_linear_in_the_block():
     adapted, images = make(), images_of(4)
-    adapted.model.norm = nn.Identity()  # what comes after the last block is then linear
-    along = path_sensitivity(adapted, batches_of(images, 2), seed=3)
-    at_the_end = output_sensitivity(adapted, batches_of(images, 2), seed=3)
+    adapted.model.norm = nn.Identity()  # everything after the last block is then linear
+    path = measure_path_sensitivity(adapted, batches_of(images, 2), seed=3)
+    output = measure_output_sensitivity(adapted, batches_of(images, 2), seed=3)
     first, last = (site.name for site in adapted.sites)
-    torch.testing.assert_close(along[last], at_the_end[last], rtol=1e-9, atol=1e-12)
-    assert (along[first] - at_the_end[first]).abs().max() > 1e-4
+    torch.testing.assert_close(path[last], output[last], rtol=1e-9, atol=1e-12)
+    assert (path[first] - output[first]).abs().max() > 1e-4
 
 
-def test_the_order_is_obs_on_what_the_answer_listens_to():
+def test_the_order_is_obs_weighed_by_sensitivity():
     adapted, images = make(), images_of(6)
     batches = batches_of(images, 3)
     statistics = collect_statistics(adapted, batches, covariance=True)
     context = ScoringContext(adapted=adapted, batches=batches, statistics=statistics, seed=3)
-    found = score(context, criterion={"name": "path-obs", "ridge": 0.1, "num_images": 4})
-    sensitivity = path_sensitivity(adapted, batches_of(images[:4], 2), seed=3)
+    scores = score(context, criterion={"name": "path-obs", "ridge": 0.1, "num_images": 4})
+    sensitivity = measure_path_sensitivity(adapted, batches_of(images[:4], 2), seed=3)
     for site in adapted.sites:
         covariance = statistics.sites[site.name].covariance
         penalised = covariance + 0.1 * covariance.diagonal().mean() * torch.eye(24, dtype=torch.float64)
         weight = site.down.weight.detach()
         error = torch.stack([weight[:, j] @ sensitivity[site.name] @ weight[:, j] for j in range(24)])
         first = int((error / torch.linalg.inv(penalised).diagonal()).argmin())
-        assert int(found[site.name].argmin()) == first
-        assert len(found[site.name].unique()) == 24
+        assert int(scores[site.name].argmin()) == first
+        assert len(scores[site.name].unique()) == 24
     plain = score(context, criterion={"name": "obs", "ridge": 0.1})
-    assert any(not torch.equal(found[name].argsort(), plain[name].argsort()) for name in found)
+    assert any(not torch.equal(scores[name].argsort(), plain[name].argsort()) for name in scores)
 
 
-def test_a_direction_that_the_answer_is_deaf_to_goes_first():
+def test_neurons_that_do_not_affect_the_answer_are_removed_first():
     adapted, images = make(), images_of(6)
-    with torch.no_grad():  # the head reads the first half of the stream, and so does the norm before it
+    with torch.no_grad():  # the head reads the first half of the stream only
         adapted.model.norm = nn.Identity()
         adapted.model.head.weight[:, 6:] = 0.0
-        adapted.sites[-1].down.weight[:6, :8] = 0.0  # the last block's first neurons write into the other half
+        adapted.sites[-1].down.weight[:6, :8] = 0.0  # these neurons write the other half only
     batches = batches_of(images, 3)
     statistics = collect_statistics(adapted, batches, covariance=True)
     context = ScoringContext(adapted=adapted, batches=batches, statistics=statistics)
@@ -108,6 +114,6 @@ def test_a_direction_that_the_answer_is_deaf_to_goes_first():
     assert set(scores.argsort()[:8].tolist()) == set(range(8))
 
 
-def test_no_images_are_named():
+def test_an_empty_loader_is_refused():
     with pytest.raises(ValueError, match="path sensitivity needs at least one image"):
-        path_sensitivity(make(), [])
+        measure_path_sensitivity(make(), [])

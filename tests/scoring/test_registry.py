@@ -1,4 +1,4 @@
-"""Criteria by name: in recipes, from third parties, and the errors a typo gives."""
+"""Tests of criteria by name: in recipes, from third parties, and the errors for typos."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -6,10 +6,10 @@ from typing import ClassVar
 import pytest
 
 from pathprune.scoring import Criterion, PathCriterion, get_criterion, list_criteria, parse_criterion
-from pathprune.scoring.registry import Registered, Registry
+from pathprune.scoring.registry import RegisteredConfig, Registry
 
 
-class Step(Registered):
+class Step(RegisteredConfig):
     size: int = 1
     label: ClassVar[str] = "step"
 
@@ -21,7 +21,7 @@ def steps(**settings) -> Registry[Step]:
     return registry
 
 
-def test_every_built_in_criterion_is_listed_and_its_defaults_survive_a_recipe():
+def test_every_built_in_criterion_is_listed_and_its_spec_parses_to_itself():
     names = list_criteria()
     assert {"path", "path-class", "variance", "variance-weighted", "magnitude-l1", "magnitude-l2"} < set(names)
     assert {"taylor", "hessian", "lamp", "fpgm", "random"} < set(names)
@@ -33,7 +33,7 @@ def test_every_built_in_criterion_is_listed_and_its_defaults_survive_a_recipe():
         assert parse_criterion(criterion.spec()) == criterion
 
 
-def test_options_survive_a_recipe():
+def test_options_survive_a_round_trip_through_the_spec():
     spec = {"name": "path", "importance": "count", "reduce": "max", "classes": [1, "cat"], "class_weights": {1: 2}}
     criterion = parse_criterion(spec)
     assert criterion == PathCriterion(importance="count", reduce="max", classes=(1, "cat"), class_weights={1: 2.0})
@@ -49,13 +49,13 @@ def test_options_survive_a_recipe():
         (3, "a criterion is a name or a mapping with the key 'name', got 3"),
         ({"importance": "mass"}, "a criterion is a name or a mapping with the key 'name', got {'importance'"),
         ({"name": "path", "redcue": "max"}, "criterion 'path': unknown key 'redcue'; did you mean 'reduce'? choose"),
-        ({"name": "random", "seed": 3}, "criterion 'random': unknown key 'seed'; it takes none"),
+        ({"name": "random", "seed": 3}, "criterion 'random': unknown key 'seed'; it takes no options"),
         ({"name": "path", "reduce": "min"}, "criterion 'path': reduce: Input should be 'mean' or 'max', got 'min'"),
         ({"name": "path", "tokens": "class"}, "criterion 'path': unknown key 'tokens'; choose from importance"),
         ({"name": "path", "class_weights": {"cat": -1}}, "class_weights.cat: Input should be greater than or equal"),
     ],
 )
-def test_what_is_not_a_criterion_is_refused_in_one_line(spec, message):
+def test_invalid_criteria_are_refused_in_one_line(spec, message):
     with pytest.raises(ValueError, match="criterion") as caught:
         parse_criterion(spec)
     assert message in str(caught.value)
@@ -67,22 +67,22 @@ def test_options_cannot_be_changed():
         parse_criterion("path").reduce = "max"
 
 
-def test_a_name_is_taken_once():
+def test_a_name_belongs_to_one_class():
     registry = steps()
     with pytest.raises(ValueError, match=r"step 'walk' is registered twice: by legs\.Walk and by legs\.Crawl"):
         registry.register("walk")(type("Crawl", (Step,), {"__module__": "legs"}))
-    again = registry.get("walk")
-    assert registry.register("walk")(again) is again  # the same class, imported twice, is no conflict
+    walk = registry.get("walk")
+    assert registry.register("walk")(walk) is walk  # the same class twice is no conflict
 
 
-def test_only_subclasses_are_taken():
+def test_only_subclasses_are_registered():
     with pytest.raises(ValueError, match=r"criterion 'step': .*Step.* is not a subclass of .*Criterion"):
         Registry("criterion", Criterion).register("step")(Step)
 
 
 @pytest.fixture
 def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Install a distribution with these entry points; its module `third_party` offers `Hop` and `Leap`."""
+    """Return a function that installs a distribution with entry points and the class `third_party.Hop`."""
 
     def install(**points: str) -> None:
         info = tmp_path / "third_party-1.0.dist-info"
@@ -96,7 +96,6 @@ def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             "    height: float = 1.0\n"
             "    def __call__(self, context):\n"
             "        return {site.name: site.down.weight[0] * 0 + self.height for site in context.adapted.sites}\n"
-            "class Leap(Hop): ...\n"
         )
         monkeypatch.syspath_prepend(tmp_path)
 
@@ -111,18 +110,18 @@ def test_a_third_partys_criterion_is_found_by_its_entry_point(third_party):
     assert isinstance(criterion, Criterion)
 
 
-def test_a_third_party_cannot_take_a_built_in_name(third_party):
+def test_a_third_party_cannot_reuse_a_built_in_name(third_party):
     third_party(walk="third_party:Hop")
-    registry = Registry("step", Registered, entry_point_group="steps.third")
+    registry = Registry("step", RegisteredConfig, entry_point_group="steps.third")
     registry.register("walk")(Step)
     with pytest.raises(ValueError, match=r"step 'walk' is registered twice: by .*Step and by third_party\.Hop"):
         registry.get("walk")
 
 
-def test_a_broken_third_party_disturbs_only_those_who_ask_for_it(third_party):
+def test_a_broken_entry_point_fails_only_when_asked_for(third_party):
     third_party(hop="third_party:Missing", skip="nowhere:Skip")
     registry = steps(entry_point_group="steps.third")
-    assert registry.names() == ("hop", "run", "skip", "walk")
+    assert registry.list_names() == ("hop", "run", "skip", "walk")
     assert registry.parse("walk").size == 1
     for name, value in (("hop", "third_party:Missing"), ("skip", "nowhere:Skip")):
         with pytest.raises(ValueError, match=f"step '{name}' could not be imported from entry point {value}"):

@@ -1,4 +1,4 @@
-"""Output sensitivity against a slow loop over images, tokens and neurons, by the steps of the seam."""
+"""Tests of output sensitivity against a slow loop over images, tokens and neurons."""
 
 import pytest
 import timm
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pathprune.models.adapt import adapt
 from pathprune.models.seam import AdaptedModel
-from pathprune.scoring import ScoringContext, collect_statistics, output_sensitivity, score
+from pathprune.scoring import ScoringContext, collect_statistics, measure_output_sensitivity, score
 
 TINY = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 12, "num_heads": 2, "num_classes": 5}
 
@@ -21,11 +21,11 @@ def make() -> AdaptedModel:
 
 
 def batches_of(images: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
-    return [(part, torch.full((len(part),), -7)) for part in images.split(size)]  # labels that nobody may read
+    return [(part, torch.full((len(part),), -7)) for part in images.split(size)]  # labels must not be read
 
 
 def slow_sensitivity(adapted: AdaptedModel, images: Tensor, seed: int) -> list[Tensor]:
-    """Per block `[D, D]`: the block's MLP output made a leaf, one image after another."""
+    """Return `[D, D]` per block, image by image, from the gradient at the block's MLP output."""
     adapted.model.eval()
     generator = torch.Generator().manual_seed(seed)
     totals = [torch.zeros(12, 12, dtype=torch.float64) for _ in adapted.sites]
@@ -48,47 +48,48 @@ def slow_sensitivity(adapted: AdaptedModel, images: Tensor, seed: int) -> list[T
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
-def test_it_is_the_second_moment_of_the_gradients_whatever_the_batches(size):
+def test_output_sensitivity_is_the_second_moment_of_gradients_for_any_batch_size(size):
     adapted, images = make(), torch.randn(5, 3, 16, 16, dtype=torch.float64)
-    found = output_sensitivity(adapted, batches_of(images, size), seed=3)
+    sensitivity = measure_output_sensitivity(adapted, batches_of(images, size), seed=3)
     assert all(module.training for module in adapted.model.modules())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in adapted.model.parameters())
     for site, expected in zip(adapted.sites, slow_sensitivity(adapted, images, seed=3), strict=True):
-        torch.testing.assert_close(found[site.name], expected, rtol=1e-9, atol=1e-12)
-        assert found[site.name].trace() == pytest.approx(1.0)
+        torch.testing.assert_close(sensitivity[site.name], expected, rtol=1e-9, atol=1e-12)
+        assert sensitivity[site.name].trace() == pytest.approx(1.0)
 
 
-def test_the_criterion_weighs_each_neurons_variance_with_what_its_column_is_heard():
+def test_the_criterion_weighs_variance_by_the_sensitivity_to_the_neurons_column():
     adapted, images = make(), torch.randn(5, 3, 16, 16, dtype=torch.float64)
     batches = batches_of(images, 2)
     context = ScoringContext(adapted, batches=batches, statistics=collect_statistics(adapted, batches), seed=3)
     scores = score(context, criterion="output-sensitivity")
-    for site, heard in zip(adapted.sites, slow_sensitivity(adapted, images, seed=3), strict=True):
+    for site, moment_DD in zip(adapted.sites, slow_sensitivity(adapted, images, seed=3), strict=True):
         for j in range(site.width):
             column = site.down.weight[:, j].detach()
-            expected = context.statistics.sites[site.name].variance[j] * (column @ heard @ column)
+            expected = context.statistics.sites[site.name].variance[j] * (column @ moment_DD @ column)
             assert scores[site.name][j].item() == pytest.approx(expected.item(), rel=1e-8)
 
 
-def test_more_directions_are_the_mean_over_them():
+def test_several_directions_are_averaged():
     adapted, image = make(), torch.randn(1, 3, 16, 16, dtype=torch.float64)
-    twice = output_sensitivity(adapted, [(image, torch.zeros(1))], directions=2, seed=3)
-    repeated = output_sensitivity(adapted, [(image, torch.zeros(1))] * 2, seed=3)  # the same draws, one per pass
-    for name, found in twice.items():
-        torch.testing.assert_close(found, repeated[name], rtol=1e-12, atol=1e-14)
+    twice = measure_output_sensitivity(adapted, [(image, torch.zeros(1))], directions=2, seed=3)
+    # the same draws, one per pass
+    repeated = measure_output_sensitivity(adapted, [(image, torch.zeros(1))] * 2, seed=3)
+    for name, moment_DD in twice.items():
+        torch.testing.assert_close(moment_DD, repeated[name], rtol=1e-12, atol=1e-14)
 
 
-def test_an_image_without_any_gradient_counts_as_zero():
+def test_images_without_any_gradient_give_zero():
     adapted = make()
     adapted.model.blocks[1].ls2.gamma.data.zero_()
-    found = output_sensitivity(adapted, batches_of(torch.randn(2, 3, 16, 16, dtype=torch.float64), 2))
-    assert (found["blocks.1.mlp.fc2"] == 0).all()
-    assert found["blocks.0.mlp.fc2"].trace() == pytest.approx(1.0)
+    sensitivity = measure_output_sensitivity(adapted, batches_of(torch.randn(2, 3, 16, 16, dtype=torch.float64), 2))
+    assert (sensitivity["blocks.1.mlp.fc2"] == 0).all()
+    assert sensitivity["blocks.0.mlp.fc2"].trace() == pytest.approx(1.0)
 
 
-def test_what_it_cannot_work_on_is_refused():
+def test_empty_loaders_and_models_with_one_class_are_refused():
     with pytest.raises(ValueError, match="needs at least one image"):
-        output_sensitivity(make(), [])
+        measure_output_sensitivity(make(), [])
     single = adapt(timm.create_model("vit_tiny_patch16_224", **{**TINY, "num_classes": 1}))
-    with pytest.raises(ValueError, match="the model has 1, two are needed"):
-        output_sensitivity(single, [(torch.randn(1, 3, 16, 16), torch.zeros(1))])
+    with pytest.raises(ValueError, match="the model has 1 classes; use a model with at least two"):
+        measure_output_sensitivity(single, [(torch.randn(1, 3, 16, 16), torch.zeros(1))])

@@ -1,4 +1,4 @@
-"""Streamed moments against torch.var over all rows at once."""
+"""Tests of streamed moments against torch.var over all rows at once."""
 
 import pytest
 import timm
@@ -22,7 +22,7 @@ def batches_of(images: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def hidden_rows(adapted: AdaptedModel, images: Tensor) -> list[Tensor]:
-    """Per block [N, W], by the steps of the seam rather than by hooks."""
+    """Return the hidden activations `[N, W]` of every block, without hooks."""
     adapted.model.eval()
     rows, h = [], adapted.stem(images)
     for index in range(len(adapted.sites)):
@@ -34,7 +34,7 @@ def hidden_rows(adapted: AdaptedModel, images: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("covariance", [False, True])
 @pytest.mark.parametrize("size", [1, 3, 7])
-def test_moments_are_those_of_all_rows_at_once(size, covariance):
+def test_streamed_moments_equal_moments_of_all_rows_at_once(size, covariance):
     adapted = make()
     images = torch.randn(7, 3, 16, 16, dtype=torch.float64)
     statistics = collect_statistics(adapted, batches_of(images, size), covariance=covariance)
@@ -50,45 +50,45 @@ def test_moments_are_those_of_all_rows_at_once(size, covariance):
             assert moments.covariance is None
 
 
-def test_weights_count_rows_as_often_as_they_say():
+def test_a_weighted_row_counts_like_repeated_rows():
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(40, 5, dtype=torch.float64, generator=generator)
     times = torch.randint(0, 4, (40,), generator=generator)
     repeated = rows.repeat_interleave(times, dim=0)
-    found = Moments.of(rows, covariance=True, weights=times * 40 / times.sum())
-    expected = Moments.of(repeated, covariance=True)
-    torch.testing.assert_close(found.mean, expected.mean, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(found.variance, expected.variance, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(found.covariance, expected.covariance, rtol=1e-6, atol=1e-8)
+    weighted = Moments.from_rows(rows, covariance=True, weights=times * 40 / times.sum())
+    expected = Moments.from_rows(repeated, covariance=True)
+    torch.testing.assert_close(weighted.mean, expected.mean, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(weighted.variance, expected.variance, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(weighted.covariance, expected.covariance, rtol=1e-6, atol=1e-8)
 
 
-def test_products_of_float32_rows_lose_nothing_that_matters():
+def test_products_of_float32_rows_are_accurate_to_the_rounding_of_the_rows():
     rows = 100 + torch.randn(20_000, 4, generator=torch.Generator().manual_seed(0))
-    found = Moments.of(rows, covariance=True)
+    moments = Moments.from_rows(rows, covariance=True)
     expected = torch.cov(rows.double().T, correction=0)
-    torch.testing.assert_close(found.covariance, expected, rtol=0, atol=5e-6)
+    torch.testing.assert_close(moments.covariance, expected, rtol=0, atol=5e-6)
 
 
 def test_merging_is_stable_where_sums_of_squares_are_not():
     rows = 1e8 + torch.randn(1000, 3, dtype=torch.float64)
-    first, *rest = [Moments.of(part, covariance=True) for part in rows.split(10)]
+    first, *rest = [Moments.from_rows(part, covariance=True) for part in rows.split(10)]
     for moments in rest:
         first = first.merge(moments)
     torch.testing.assert_close(first.variance, rows.var(0, correction=0), rtol=1e-6, atol=0)
     torch.testing.assert_close(first.covariance, torch.cov(rows.T, correction=0), rtol=1e-5, atol=1e-7)
 
 
-def test_merging_sets_of_which_one_has_no_covariance_leaves_none():
+def test_merging_with_moments_without_covariance_drops_the_covariance():
     rows = torch.randn(10, 3)
-    assert Moments.of(rows, covariance=True).merge(Moments.of(rows)).covariance is None
-    assert Moments.of(rows).merge(Moments.of(rows, covariance=True)).covariance is None
+    assert Moments.from_rows(rows, covariance=True).merge(Moments.from_rows(rows)).covariance is None
+    assert Moments.from_rows(rows).merge(Moments.from_rows(rows, covariance=True)).covariance is None
 
 
-def test_more_rows_than_a_chunk(monkeypatch):
+def test_several_chunks_give_the_same_moments(monkeypatch):
     adapted = make()
     images = torch.randn(7, 3, 16, 16, dtype=torch.float64)
     whole = collect_statistics(adapted, batches_of(images, 7), covariance=True)
-    monkeypatch.setattr("pathprune.scoring.statistics._CHUNK_ROWS", 4)
+    monkeypatch.setattr("pathprune.scoring.moments._CHUNK_ROWS", 4)
     for site in adapted.sites:
         chunked = collect_statistics(adapted, batches_of(images, 7), covariance=True).sites[site.name]
         assert chunked.num_rows == 35
@@ -96,7 +96,7 @@ def test_more_rows_than_a_chunk(monkeypatch):
         torch.testing.assert_close(chunked.covariance, whole.sites[site.name].covariance, rtol=1e-12, atol=1e-14)
 
 
-def test_the_model_is_left_as_it_was():
+def test_the_model_stays_unchanged():
     adapted = make()
     adapted.model.train()
     collect_statistics(adapted, batches_of(torch.randn(2, 3, 16, 16), 2))  # float32 images for a float64 model
@@ -105,13 +105,13 @@ def test_the_model_is_left_as_it_was():
     assert all(parameter.requires_grad for parameter in adapted.model.parameters())
 
 
-def test_no_images_are_refused():
+def test_an_empty_loader_is_refused():
     with pytest.raises(ValueError, match="need at least one image"):
         collect_statistics(make(), [])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_activations_that_are_not_finite_name_the_first_such_block(bad):
+def test_the_first_block_with_infinite_activations_is_named(bad):
     adapted = make()
     adapted.model.blocks[1].mlp.fc1.bias.data[3] = bad
     with pytest.raises(ValueError, match=r"block 1: the MLP's hidden activations \(blocks\.1\.mlp\.fc2\) are NaN or"):
@@ -120,31 +120,31 @@ def test_activations_that_are_not_finite_name_the_first_such_block(bad):
 
 
 @pytest.mark.parametrize("covariance", [False, True])
-def test_saved_statistics_come_back(tmp_path, covariance):
+def test_statistics_survive_a_round_trip_through_a_file(tmp_path, covariance):
     adapted = make()
     statistics = collect_statistics(adapted, batches_of(torch.randn(3, 3, 16, 16), 2), covariance=covariance)
     statistics.save(tmp_path / "statistics.safetensors")
-    again = ActivationStatistics.load(tmp_path / "statistics.safetensors")
-    assert list(again.sites) == list(statistics.sites)
+    restored = ActivationStatistics.load(tmp_path / "statistics.safetensors")
+    assert list(restored.sites) == list(statistics.sites)
     for name, moments in statistics.sites.items():
-        assert again.sites[name].num_rows == moments.num_rows == 15
-        assert torch.equal(again.sites[name].mean, moments.mean)
-        assert torch.equal(again.sites[name].variance, moments.variance)
+        assert restored.sites[name].num_rows == moments.num_rows == 15
+        assert torch.equal(restored.sites[name].mean, moments.mean)
+        assert torch.equal(restored.sites[name].variance, moments.variance)
         if covariance:
-            assert torch.equal(again.sites[name].covariance, moments.covariance)
+            assert torch.equal(restored.sites[name].covariance, moments.covariance)
         else:
-            assert again.sites[name].covariance is None
+            assert restored.sites[name].covariance is None
 
 
-def test_statistics_without_the_covariance_that_is_needed_are_refused():
+def test_missing_covariances_are_refused():
     adapted = make()
     statistics = collect_statistics(adapted, batches_of(torch.randn(3, 3, 16, 16), 2))
     statistics.check(adapted.sites)
-    with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.fc2 hold no covariance; collect them with covariance=True"):
+    with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.fc2 have no covariance; collect them with covariance=True"):
         statistics.check(adapted.sites, covariance=True)
 
 
-def test_another_file_is_no_statistics(tmp_path):
+def test_a_file_without_statistics_is_refused(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
@@ -152,7 +152,7 @@ def test_another_file_is_no_statistics(tmp_path):
         ActivationStatistics.load(tmp_path / "other.safetensors")
 
 
-def test_variance_criteria_by_hand():
+def test_variance_criteria_equal_torch_var():
     adapted = make()
     images = torch.randn(7, 3, 16, 16, dtype=torch.float64)
     context = ScoringContext(adapted, statistics=collect_statistics(adapted, batches_of(images, 3)))

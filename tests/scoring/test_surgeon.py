@@ -1,4 +1,4 @@
-"""The optimal brain surgeon's order by hand, by brute force, and against the ridge fit that completes it."""
+"""Tests of the optimal brain surgeon's order by hand, by brute force, and against the ridge fit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from pathprune.models.adapt import adapt
 from pathprune.pruning import make_plan, prune
 from pathprune.scoring import ActivationStatistics, Moments, ScoringContext, score
-from pathprune.scoring.surgeon import removal_order
+from pathprune.scoring.surgeon import find_removal_order
 
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
 
@@ -26,36 +26,36 @@ def random_case(seed: int, width: int = 6) -> tuple[Tensor, Tensor]:
     return weight_DW, torch.cov(rows.T, correction=0)
 
 
-def test_neurons_that_share_nothing_go_by_variance_times_squared_norm() -> None:
+def test_uncorrelated_neurons_are_ordered_by_variance_times_squared_norm() -> None:
     weight_DW = torch.tensor([[1.0, 2.0, 1.0], [0.0, 0.0, 2.0]], **DOUBLE)  # squared norms 1, 4, 5
-    order, error = removal_order(weight_DW, torch.diag(torch.tensor([9.0, 1.0, 2.0], **DOUBLE)), penalty=1.0)
+    order, error = find_removal_order(weight_DW, torch.diag(torch.tensor([9.0, 1.0, 2.0], **DOUBLE)), penalty=1.0)
     assert order.tolist() == [1, 0, 2]
     assert error.tolist() == pytest.approx([4 * 2, 1 * 10, 5 * 3])
 
 
-def test_a_neuron_with_a_twin_goes_for_almost_nothing_and_its_twin_then_for_both() -> None:
+def test_removing_one_of_two_equal_neurons_is_free_and_the_other_then_costs_both() -> None:
     covariance = torch.tensor([[4.0, 4.0, 0.0], [4.0, 4.0, 0.0], [0.0, 0.0, 5.0]], **DOUBLE)
     weight_DW = torch.tensor([[1.0, 1.0, 1.0]], **DOUBLE)
-    order, error = removal_order(weight_DW, covariance, penalty=1e-6)
+    order, error = find_removal_order(weight_DW, covariance, penalty=1e-6)
     assert order.tolist() == [0, 2, 1]
-    # the first costs the penalty; then the third's own variance; the twin has weight 2 by then: 2² · 4
+    # the first costs the penalty alone, the third its own variance, and the twin, now of weight 2, costs 2² · 4
     assert error.tolist() == pytest.approx([0.0, 5.0, 16.0], abs=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_each_removal_is_the_one_that_adds_the_least_error_after_refitting(seed: int) -> None:
+def test_each_removal_adds_the_least_error_after_refitting(seed: int) -> None:
     weight_DW, covariance = random_case(seed)
     penalty = 0.1
     ridge = covariance + penalty * torch.eye(6, **DOUBLE)
 
     def error_without(removed: list[int]) -> float:
         kept = [column for column in range(6) if column not in removed]
-        change_DW = -weight_DW.clone()  # removed columns change by all they have, kept ones by the fit
+        change_DW = -weight_DW.clone()  # removed columns become zero, kept columns are fitted
         change_DW[:, kept] = weight_DW[:, removed] @ ridge[removed][:, kept] @ torch.linalg.inv(ridge[kept][:, kept])
         return float(torch.trace(change_DW @ ridge @ change_DW.T))
 
     removed: list[int] = []
-    order, added = removal_order(weight_DW, covariance, penalty=penalty)
+    order, added = find_removal_order(weight_DW, covariance, penalty=penalty)
     for column, error in zip(order.tolist(), added.tolist(), strict=True):
         rest = [other for other in range(6) if other not in removed]
         assert column == min(rest, key=lambda other: error_without([*removed, other]))
@@ -63,7 +63,7 @@ def test_each_removal_is_the_one_that_adds_the_least_error_after_refitting(seed:
         removed.append(column)
 
 
-def test_scores_keep_the_order_and_least_squares_completes_the_method() -> None:
+def test_scores_follow_the_order_and_least_squares_equals_the_updates() -> None:
     torch.manual_seed(0)
     args: dict[str, Any] = {
         "img_size": 8,
@@ -77,13 +77,13 @@ def test_scores_keep_the_order_and_least_squares_completes_the_method() -> None:
     (site,) = adapted.sites
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(50, 6, generator=generator, **DOUBLE) @ torch.randn(6, 6, generator=generator, **DOUBLE)
-    statistics = ActivationStatistics({site.name: Moments.of(rows, covariance=True)})
+    statistics = ActivationStatistics({site.name: Moments.from_rows(rows, covariance=True)})
     scores = score(ScoringContext(adapted, statistics=statistics), criterion={"name": "obs", "ridge": 0.01})
     covariance = statistics.sites[site.name].covariance
     assert covariance is not None
     penalty = 0.01 * float(covariance.diagonal().mean())
     weight_DW = site.down.weight.detach()
-    order, _ = removal_order(weight_DW, covariance, penalty=penalty)
+    order, _ = find_removal_order(weight_DW, covariance, penalty=penalty)
     assert scores[site.name].argsort().tolist() == order.tolist()
     assert (scores[site.name][order].diff() > 0).all()
 
@@ -93,17 +93,17 @@ def test_scores_keep_the_order_and_least_squares_completes_the_method() -> None:
     penalised = covariance + penalty * torch.eye(6, **DOUBLE)
     updated = weight_DW.clone()
     inverse = torch.linalg.inv(penalised)
-    for column in order[:3].tolist():  # the surgeon's updates, one neuron after the other
+    for column in order[:3].tolist():  # the surgeon's updates, neuron by neuron
         updated -= torch.outer(updated[:, column], inverse[column] / inverse[column, column])
         inverse = inverse - torch.outer(inverse[:, column], inverse[column] / inverse[column, column])
-    # relative to the kept neurons' mean variance in the compensation
+    # the compensation's ridge is relative to the kept neurons' mean variance
     ridge = penalty / float(covariance[kept][:, kept].diagonal().mean())
     compensation = {"name": "least-squares", "ridge": ridge}
     pruned = prune(adapted, plan=plan, compensation=compensation, statistics=statistics)
     torch.testing.assert_close(pruned.sites[0].down.weight.detach(), updated[:, kept])
 
 
-def test_neurons_that_never_change_may_go_in_any_order() -> None:
+def test_constant_neurons_all_score_zero() -> None:
     args: dict[str, Any] = {
         "img_size": 8,
         "patch_size": 4,
@@ -113,6 +113,6 @@ def test_neurons_that_never_change_may_go_in_any_order() -> None:
         "num_classes": 3,
     }
     adapted = adapt(timm.create_model("vit_tiny_patch16_224", mlp_ratio=1, **args))
-    constant = ActivationStatistics({"blocks.0.mlp.fc2": Moments.of(torch.ones(4, 6), covariance=True)})
+    constant = ActivationStatistics({"blocks.0.mlp.fc2": Moments.from_rows(torch.ones(4, 6), covariance=True)})
     scores = score(ScoringContext(adapted, statistics=constant), criterion="obs")
     assert scores["blocks.0.mlp.fc2"].tolist() == [0.0] * 6

@@ -1,4 +1,4 @@
-"""torch-pruning's importances by hand, over the whole loader, on an untouched model."""
+"""Tests of torch-pruning's importances by hand, over the whole loader, on a model that stays unchanged."""
 
 import pytest
 import timm
@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from pathprune.models.adapt import adapt
 from pathprune.models.seam import AdaptedModel
-from pathprune.scoring import ScoringContext, importance_scores, score
+from pathprune.scoring import ScoringContext, score, score_importance
 
 TINY = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 3, "num_classes": 5}
 GRADIENT = ["taylor", "hessian"]
@@ -40,8 +40,8 @@ def mlps(adapted: AdaptedModel) -> list[tuple[str, nn.Linear, nn.Linear]]:
     return [(s.name, adapted.model.blocks[s.block].mlp.fc1, s.down) for s in adapted.sites]
 
 
-def close(got: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(got, expected.detach(), rtol=1e-5, atol=0)  # torch-pruning reduces in float32
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected.detach(), rtol=1e-5, atol=0)  # torch-pruning reduces in float32
 
 
 @pytest.mark.parametrize(("name", "power"), [("magnitude-l1", 1), ("magnitude-l2", 2)])
@@ -51,14 +51,14 @@ def test_magnitude_is_the_mean_of_both_layers_norms(name, power):
     for site, fc1, fc2 in mlps(adapted):
         rows = torch.linalg.vector_norm(fc1.weight, ord=power, dim=1) ** power
         columns = torch.linalg.vector_norm(fc2.weight, ord=power, dim=0) ** power
-        close(scores[site], (rows + columns) / 2)
+        assert_close(scores[site], (rows + columns) / 2)
 
 
-def test_lamp_is_a_share_of_what_is_no_smaller():
+def test_lamp_is_a_share_of_all_magnitudes_no_smaller():
     adapted = make()
     scores, magnitude = (score(context_of(adapted), criterion=name) for name in ("lamp", "magnitude-l2"))
     for site, values in magnitude.items():
-        close(scores[site], torch.stack([value / values[values >= value].sum() for value in values]))
+        assert_close(scores[site], torch.stack([value / values[values >= value].sum() for value in values]))
         assert scores[site].max() == pytest.approx(1.0, abs=1e-5)
 
 
@@ -70,7 +70,7 @@ def test_fpgm_is_the_summed_distance_to_the_other_neurons():
         expected = [
             sum((w[j] - w[i]).norm() for w in (rows, columns) for i in range(len(w))) / 2 for j in range(len(rows))
         ]
-        close(scores[site], torch.stack(expected))
+        assert_close(scores[site], torch.stack(expected))
 
 
 @pytest.mark.parametrize("multivariable", [False, True])
@@ -83,7 +83,7 @@ def test_taylor_is_weight_times_gradient_of_the_mean_loss(multivariable):
     for site, fc1, fc2 in mlps(adapted):
         terms = fc1.weight * fc1.weight.grad, (fc2.weight * fc2.weight.grad).T
         parts = [term.sum(1).abs() if multivariable else term.abs().sum(1) for term in terms]
-        close(scores[site], sum(parts) / 2)
+        assert_close(scores[site], sum(parts) / 2)
 
 
 def test_hessian_is_squared_weight_times_the_mean_of_every_images_squared_gradient():
@@ -98,22 +98,22 @@ def test_hessian_is_squared_weight_times_the_mean_of_every_images_squared_gradie
             total += layer.weight.grad.square() / 8
     for site, fc1, fc2 in mlps(adapted):
         terms = fc1.weight.square() * squares[fc1], (fc2.weight.square() * squares[fc2]).T
-        close(scores[site], sum(term.sum(1) for term in terms) / 2)
+        assert_close(scores[site], sum(term.sum(1) for term in terms) / 2)
 
 
 @pytest.mark.parametrize("name", GRADIENT)
-def test_batches_do_not_matter_only_images_do(name):
+def test_the_batch_size_does_not_matter_and_every_image_counts(name):
     adapted = make()
     one, four = (score(context_of(adapted, batch_size=size), criterion=name) for size in (1, 4))
     for site in one:
-        close(one[site], four[site])
+        assert_close(one[site], four[site])
     images, labels = data()
     last = score(ScoringContext(adapted, batches=[(images[4:], labels[4:])]), criterion=name)
-    assert any(not torch.allclose(one[site], last[site], rtol=0.01) for site in one)  # the first batch counts too
+    assert any(not torch.allclose(one[site], last[site], rtol=0.01) for site in one)  # the first batch counts
 
 
 @pytest.mark.parametrize("name", [*GRADIENT, *NO_GRADIENT])
-def test_the_model_is_left_as_it_was(name):
+def test_the_model_stays_unchanged(name):
     adapted = make()
     adapted.model.train()
     adapted.model.blocks[0].requires_grad_(False)
@@ -128,7 +128,7 @@ def test_the_model_is_left_as_it_was(name):
 
 
 @pytest.mark.parametrize("name", GRADIENT)
-def test_half_precision_scores_as_single(name):
+def test_a_half_precision_model_is_scored_in_single_precision(name):
     half, single = make(dtype=torch.bfloat16), make(dtype=torch.bfloat16)
     single.model.float()
     scores = [score(context_of(adapted), criterion=name) for adapted in (half, single)]
@@ -140,7 +140,7 @@ def test_half_precision_scores_as_single(name):
 def test_labels_out_of_range_and_empty_loaders_are_refused(name):
     adapted = make()
     images, labels = data()
-    with pytest.raises(ValueError, match=r"label 5 is out of range: the model has classes 0 … 4"):
+    with pytest.raises(ValueError, match=r"label 5 is out of range; the model has classes 0 … 4"):
         score(ScoringContext(adapted, batches=[(images, labels * 0 + 5)]), criterion=name)
     with pytest.raises(ValueError, match=r"label -1 is out of range"):
         score(ScoringContext(adapted, batches=[(images, labels * 0 - 1)]), criterion=name)
@@ -151,7 +151,7 @@ def test_labels_out_of_range_and_empty_loaders_are_refused(name):
 def test_any_torch_pruning_importance_can_be_used():
     adapted = make()
     first = tp.importance.MagnitudeImportance(p=1, group_reduction="first", normalizer="max")
-    scores = importance_scores(adapted, importance=first)
+    scores = score_importance(adapted, importance=first)
     for site, _, fc2 in mlps(adapted):
         columns = fc2.weight.abs().sum(0)
         torch.testing.assert_close(scores[site], (columns / columns.max()).float())

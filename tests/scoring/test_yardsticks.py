@@ -1,4 +1,4 @@
-"""Published criteria on cases solved by hand."""
+"""Tests of published criteria by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathprune.models.adapt import adapt
 from pathprune.models.seam import AdaptedModel
 from pathprune.scoring import ActivationStatistics, Moments, ScoringContext, score
 
-ROWS = torch.tensor([[1.0, 0.0, 3.0], [3.0, 0.0, -3.0]], dtype=torch.float64)  # of three neurons
+ROWS = torch.tensor([[1.0, 0.0, 3.0], [3.0, 0.0, -3.0]], dtype=torch.float64)  # activations of three neurons
 
 
 @pytest.fixture(scope="module")
@@ -34,22 +34,22 @@ def adapted() -> AdaptedModel:
     return adapt(model)
 
 
-def by_hand(adapted: AdaptedModel, criterion: str) -> list[float]:
-    """Scores of the second block, whose hidden rows are `ROWS` and whose columns have absolute sums 1, 2 and 0.5."""
-    statistics = ActivationStatistics({site.name: Moments.of(ROWS) for site in adapted.sites})
+def score_rows(adapted: AdaptedModel, criterion: str) -> list[float]:
+    """Score the second block with activations `ROWS`; its columns have absolute sums 1, 2 and 0.5."""
+    statistics = ActivationStatistics({site.name: Moments.from_rows(ROWS) for site in adapted.sites})
     return score(ScoringContext(adapted, statistics=statistics), criterion=criterion)["blocks.1.mlp.fc2"].tolist()
 
 
 def test_energy_is_the_mean_square(adapted: AdaptedModel) -> None:
-    assert by_hand(adapted, "energy") == pytest.approx([5.0, 0.0, 9.0])
+    assert score_rows(adapted, "energy") == pytest.approx([5.0, 0.0, 9.0])
 
 
-def test_variance_leaves_the_mean_to_the_mean_shift(adapted: AdaptedModel) -> None:
-    assert by_hand(adapted, "variance") == pytest.approx([1.0, 0.0, 9.0])
+def test_variance_ignores_the_mean(adapted: AdaptedModel) -> None:
+    assert score_rows(adapted, "variance") == pytest.approx([1.0, 0.0, 9.0])
 
 
 def test_wanda_is_the_norm_times_the_absolute_weights(adapted: AdaptedModel) -> None:
-    assert by_hand(adapted, "wanda") == pytest.approx([5**0.5, 0.0, 1.5], abs=1e-6)
+    assert score_rows(adapted, "wanda") == pytest.approx([5**0.5, 0.0, 1.5], abs=1e-6)
 
 
 def test_snip_is_the_derivative_of_the_loss_by_a_factor_on_each_neuron(adapted: AdaptedModel) -> None:
