@@ -98,9 +98,9 @@ def _integrate_gradient(
 ) -> Tensor:
     """Return the gradient of the answer at the output of block `index`'s `down`, averaged over α: `[B, T, D]`."""
     site = adapted.sites[index]
-    alpha_M, weight_M = build_quadrature("gauss-legendre", nodes)
+    quadrature = build_quadrature("gauss-legendre", nodes)
     integral_BTD = torch.zeros((), dtype=torch.float64)
-    for alpha, weight in zip(alpha_M.tolist(), weight_M.tolist(), strict=True):
+    for alpha, weight in zip(quadrature.alpha_M.tolist(), quadrature.weight_M.tolist(), strict=True):
         with torch.enable_grad(), record_output_gradients([site]) as gradients:
             h_BTD = adapted.close_block(index, m_BTD, (alpha * u_BTW).requires_grad_())
             torch.autograd.backward(answer(adapted.head(adapted.run_from(index + 1, h_BTD))))

@@ -49,7 +49,7 @@ def test_a_model_is_mined_pruned_saved_and_loaded(name, tmp_path, caplog):
         expected = logits(adapted.model, images)
     assert (unmasked - expected).abs().max() > 1e-3 * unmasked.abs().max()  # the removed neurons matter
     if family.has_norm:
-        assert "norm inside, which now sees fewer neurons" in caplog.text
+        assert "inner norm, which now normalises over fewer neurons" in caplog.text
         assert not torch.allclose(narrow, expected, rtol=1e-3, atol=1e-3)
     else:
         assert not caplog.text
@@ -91,5 +91,5 @@ def test_compensation_brings_the_logits_nearer_to_the_dense_ones(name):
     if family.is_scaled:
         assert error("sequential") < without
     else:
-        with pytest.raises(ValueError, match=r"'sequential' needs pre-norm blocks.*choose least-squares"):
+        with pytest.raises(ValueError, match=r"'sequential' needs pre-norm blocks.*use least-squares"):
             error("sequential")
