@@ -1,4 +1,4 @@
-"""What the commands do: the stages of a recipe, in order, and the results that they return."""
+"""The commands as functions: each runs the stages of a recipe, in order, and returns their results."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_recipe, write_data, write_model
+from tiny import tiny_recipe
 
 from pathprune.data import DataError
 from pathprune.data.class_names import class_indices
@@ -20,13 +20,6 @@ from pathprune.models.slicing import slice_head
 from pathprune.pipeline import run_recipe
 from pathprune.recipe import RecipeError
 from pathprune.stages.experiment import open_experiment
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write_data(tmp_path / "data")
-    write_model(tmp_path / "model")
-    return tmp_path
 
 
 def sliced(folder: Path, **sections: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Ways to run a model on a batch of images: eagerly, compiled by torch, or by ONNX Runtime."""
+"""Backends that run a model on a batch of images: eager, compiled by torch, and ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class BackendError(ValueError):
     """The backend cannot run this model on this machine."""
 
 
-def make_run(model: nn.Module, images: Tensor, *, backend: str) -> Callable[[], object]:
-    """A function that runs a copy of `model` once on `images` `[B, C, H, W]`, on their device and in their dtype.
+def build_runner(model: nn.Module, images: Tensor, *, backend: str) -> Callable[[], object]:
+    """Return a function that runs a copy of `model` once on `images` `[B, C, H, W]`.
 
-    A first call may take long, while things are compiled. Raises `BackendError` with the reason where a backend cannot
-    be had: `onnxruntime` has packages of its own.
+    The copy has the images' device and dtype. The first call may compile. Raises `BackendError` with the reason where
+    the backend cannot run here, and `ValueError` for an unknown backend.
     """
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend '{backend}'; choose from {', '.join(BACKENDS)}")
@@ -41,13 +41,13 @@ def make_run(model: nn.Module, images: Tensor, *, backend: str) -> Callable[[], 
     if backend == "compiled":
         try:
             run()
-        except Exception as error:  # whatever its many parts raise: no C++ compiler, an operator it does not know …
+        except Exception as error:  # torch.compile raises many types: no C++ compiler, an unknown operator …
             raise BackendError(f"torch.compile fails: {_first_line(error)}") from error
     return run
 
 
 def missing_packages(backend: str) -> list[str]:
-    """The packages that a backend needs and this Python does not have."""
+    """Return the packages that a backend needs and this environment lacks."""
     needed = ("onnx", "onnxscript", "onnxruntime") if backend == "onnxruntime" else ()
     return [name for name in needed if importlib.util.find_spec(name) is None]
 
@@ -63,12 +63,12 @@ def _session_run(model: nn.Module, images: Tensor) -> Callable[[], object]:
         raise BackendError(f"this onnxruntime has no provider for {images.device.type}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # warnings of its optimizer are not about the model
+    options.log_severity_level = 3  # the optimizer's warnings are not about the model
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         try:
             write_onnx(model, file, images, dynamic_batch=False)
-        except Exception as error:  # as above
+        except Exception as error:  # the exporter raises many types
             raise BackendError(f"the export to ONNX fails: {_first_line(error)}") from error
         session = onnxruntime.InferenceSession(str(file), options, providers=[provider])
     binding = session.io_binding()

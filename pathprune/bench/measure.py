@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from pathprune.artifacts import ArtifactKind, json_codec
-from pathprune.bench.backends import BACKENDS, BackendError, make_run, missing_packages
+from pathprune.bench.backends import BACKENDS, BackendError, build_runner, missing_packages
 from pathprune.bench.groups import Group
 from pathprune.evaluation import count_macs, count_params
 from pathprune.evaluation.latency import LatencyResult, device_name, speedup, time_in_turns
@@ -127,7 +127,7 @@ def _obtain_timings(
 
 def _measure(group: Group, images: Tensor, config: BenchConfig, *, backend: str) -> dict[str, BenchTiming]:
     runs: dict[str, Callable[[], object]] = {
-        name: make_run(model, images, backend=backend) for name, model in group.models.items()
+        name: build_runner(model, images, backend=backend) for name, model in group.models.items()
     }
     try:
         times = time_in_turns(runs, repeats=config.repeats, warmup=config.warmup, device=images.device)

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Context:
-    """What all stages of a run share. `model_key` stands for the model's weights, architecture and transform."""
+    """State that all stages of a run share. `model_key` stands for the model's weights, architecture and transform."""
 
     recipe: Recipe
     accelerator: Accelerator

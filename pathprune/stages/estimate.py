@@ -1,4 +1,4 @@
-"""What mining costs on this device: measured on noise, without touching the data or the run folder."""
+"""Estimate of mining's cost on this device: timed on noise, without touching the data or the run folder."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ WORKLOADS = {  # images; ImageNet-21k as released in 2011, with 21,841 classes
     "ImageNet-21k, all images": 14_197_122,
 }
 DEVICES = (1, 8, 64)
-TURNS = 3  # timed batches of each kind, after one that is not
+TURNS = 3  # timed batches per token setting, after a warm-up
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """How fast one process mines, for each way to clamp tokens that the recipe's criteria need."""
+    """Mining speed of one process, for each token setting that the recipe's criteria need."""
 
     rates: Mapping[Tokens, float]  # images a second
-    setting: str  # what was measured, in words
+    setting: str  # model, nodes, batch size, precision and device, in words
 
     def seconds(self, num_images: int, *, devices: int = 1) -> float:
-        """Time to mine so many images on so many devices like this one, which share the images evenly."""
+        """Return the seconds to mine `num_images` on `devices` like this one, which share the images evenly."""
         return sum(num_images / rate for rate in self.rates.values()) / devices
 
     def table(self, recipe: Recipe) -> dict[str, dict[int, float]]:
-        """Seconds by workload and number of devices: the recipe's own, where it says how many images, and others."""
+        """Return seconds by workload and number of devices; the recipe's own workload is included if it has a size."""
         number = recipe.mine.num_images
         own = {} if number is None else {f"this recipe: {number:,}": number}
         return {
@@ -48,7 +48,7 @@ class Estimate:
 
 
 def estimate_recipe(recipe: Recipe) -> Estimate:
-    """Time the recipe's mining on its model, at the batch size that it has; `auto` sizes are taken as 16 images."""
+    """Time the recipe's mining on its model; a batch size of `auto` is taken as 16 images."""
     config, device = recipe.mine, Accelerator().device
     loaded = load_configured_model(recipe.model)
     adapted = adapt(loaded.model.to(device))

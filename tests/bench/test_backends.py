@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pathprune.bench import backends
-from pathprune.bench.backends import BackendError, make_run
+from pathprune.bench.backends import BackendError, build_runner
 
 IMAGES = torch.randn(2, 3, 8, 8)
 
@@ -21,7 +21,7 @@ def model() -> nn.Module:
 
 
 def test_eager_runs_a_copy_in_eval_mode(model: nn.Module) -> None:
-    logits = make_run(model, IMAGES, backend="eager")()
+    logits = build_runner(model, IMAGES, backend="eager")()
     assert isinstance(logits, torch.Tensor)
     assert model.training
     assert torch.equal(logits, model.eval()(IMAGES))
@@ -31,7 +31,7 @@ def test_eager_runs_a_copy_in_eval_mode(model: nn.Module) -> None:
 def test_compiled_runs_what_torch_compiles(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda module, **_: compiled.append(module) or module)
-    make_run(model, IMAGES, backend="compiled")()
+    build_runner(model, IMAGES, backend="compiled")()
     assert len(compiled) == 1
 
     def no_compiler(*_: object, **__: object) -> None:
@@ -39,7 +39,7 @@ def test_compiled_runs_what_torch_compiles(model: nn.Module, monkeypatch: pytest
 
     monkeypatch.setattr(torch, "compile", lambda module, **_: no_compiler)
     with pytest.raises(BackendError, match=r"^torch.compile fails: no C\+\+ compiler$"):
-        make_run(model, IMAGES, backend="compiled")
+        build_runner(model, IMAGES, backend="compiled")
 
 
 def test_onnx_runtime_gives_the_same_logits(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,13 +52,13 @@ def test_onnx_runtime_gives_the_same_logits(model: nn.Module, monkeypatch: pytes
         "run_with_iobinding",
         lambda session, binding: run(session, binding) or kept.append(binding.copy_outputs_to_cpu()[0]),
     )
-    make_run(model, IMAGES, backend="onnxruntime")()
+    build_runner(model, IMAGES, backend="onnxruntime")()
     torch.testing.assert_close(torch.from_numpy(kept[0]), model.eval()(IMAGES).detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_missing_is_said_with_what_to_install(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "missing_packages", lambda _: ["onnxscript"])
     with pytest.raises(BackendError, match=r"onnxscript not installed; pip install 'pathprune\[export\]'"):
-        make_run(model, IMAGES, backend="onnxruntime")
+        build_runner(model, IMAGES, backend="onnxruntime")
     with pytest.raises(ValueError, match="unknown backend 'tensorrt'; choose from eager, compiled, onnxruntime"):
-        make_run(model, IMAGES, backend="tensorrt")
+        build_runner(model, IMAGES, backend="tensorrt")

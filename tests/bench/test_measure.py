@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from tiny import tiny_recipe, write_data, write_model
+from tiny import tiny_recipe
 
 from pathprune.bench import measure as bench_module
 from pathprune.bench.backends import BackendError
@@ -23,13 +23,6 @@ from pathprune.report.page import Figure, Table
 from pathprune.report.render import render
 
 CONFIG = BenchConfig(batch_sizes=(1, 2), backends=("eager",), repeats=2, warmup=1)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write_data(tmp_path / "data")
-    write_model(tmp_path / "model")
-    return tmp_path
 
 
 def recipe_file(folder: Path) -> str:
@@ -104,14 +97,14 @@ def test_checkpoints_of_one_architecture_stand_beside_its_dense_model(
 def test_a_backend_that_cannot_run_is_left_out_unless_it_was_asked_for(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    make_run = bench_module.make_run
+    build_runner = bench_module.build_runner
 
     def only_eager(*arguments: Any, backend: str) -> Any:
         if backend != "eager":
             raise BackendError(f"no {backend} today")
-        return make_run(*arguments, backend=backend)
+        return build_runner(*arguments, backend=backend)
 
-    monkeypatch.setattr(bench_module, "make_run", only_eager)
+    monkeypatch.setattr(bench_module, "build_runner", only_eager)
     monkeypatch.setattr(bench_module, "missing_packages", lambda _: [])
     groups, out = open_groups([recipe_file(folder)])
     rows = bench(groups, BenchConfig(batch_sizes=(1,), repeats=1), folder=out)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState
-from tiny import tiny_recipe, write_data, write_model
+from tiny import tiny_recipe
 
 import pathprune
 from pathprune.artifacts import JSON, ArtifactKind
@@ -72,13 +72,6 @@ def test_an_artifact_needs_exactly_its_inputs() -> None:
     kind = ArtifactKind("scores/{}", ("model", "seed"), JSON)
     with pytest.raises(TypeError, match=r"scores/\{\} has the inputs \['model', 'seed'\], got \['model'\]"):
         kind.of("path", model="x")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write_data(tmp_path / "data")
-    write_model(tmp_path / "model")
-    return tmp_path
 
 
 def keys_of(recipe: Recipe) -> dict[str, str]:

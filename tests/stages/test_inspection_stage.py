@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import NAMES, tiny_recipe, write_data, write_model
+from tiny import NAMES, tiny_recipe
 
 from pathprune.cli import main
 from pathprune.inspection import PATH_KINDS, Effects, PathMeasure, PathMeasures
@@ -22,13 +22,6 @@ from pathprune.report.inspection import Findings, effect_table, inspection_words
 from pathprune.report.page import Cell
 from pathprune.stages import inspection
 from pathprune.stages.inspection import inspect_recipe, thumbnail
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write_data(tmp_path / "data")
-    write_model(tmp_path / "model")
-    return tmp_path
 
 
 def inspected_recipe(folder: Path, **changes: Any) -> Recipe:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
-from tiny import DATA_CONFIG, NAMES, rows, tiny_recipe, write_data, write_model
+from tiny import DATA_CONFIG, NAMES, rows, tiny_recipe
 
 from pathprune.data import DataError, LabelledImages, evaluation_transform, open_source, read_split
 from pathprune.mining import ClassStats, PathSet
@@ -20,13 +20,6 @@ from pathprune.models.checkpoint import load_pruned, save_pruned
 from pathprune.pipeline import MineResult, mine_recipe, prune_recipe, run_recipe
 from pathprune.recipe import Recipe, RecipeError
 from pathprune.stages import mining, sampling
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write_data(tmp_path / "data")
-    write_model(tmp_path / "model")
-    return tmp_path
 
 
 def mine(folder: Path, name: str = "run", **settings: Any) -> MineResult:

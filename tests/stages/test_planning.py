@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import rows, tiny_recipe, write_data, write_model
+from tiny import rows, tiny_recipe
 
 from pathprune.data import DataError
 from pathprune.evaluation import LatencyResult
@@ -24,13 +24,6 @@ from pathprune.stages.planning import Planned
 from pathprune.stages.variants import variants
 
 STEP = {"neurons": 2 / 96, "params": 50 / 4155, "macs": 240 / 21_000}  # one neuron of each of two blocks; roughly
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write_data(tmp_path / "data")
-    write_model(tmp_path / "model")
-    return tmp_path
 
 
 @pytest.fixture
