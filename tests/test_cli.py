@@ -170,4 +170,4 @@ def test_export_prints_a_row_per_file(
     assert "model.pt2" in capsys.readouterr().out
     assert sorted(file.name for file in (folder / "out").iterdir()) == ["export.json", "model.pt2"]
     assert invoke(monkeypatch, "export", str(folder / "model"), "--torch-export", "--int8") == 2
-    assert "int8 is written to ONNX only" in capsys.readouterr().err
+    assert "int8 is available in ONNX only" in capsys.readouterr().err

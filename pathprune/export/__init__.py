@@ -1,4 +1,4 @@
-"""Models as files for other runtimes, run again on real images before anyone relies on them."""
+"""Export of models to files for other runtimes, with a check of every file on real images."""
 
 from pathprune.export.checkpoint import export_checkpoint
 from pathprune.export.exporter import ExportedFile, export_model

@@ -1,4 +1,4 @@
-"""Export a checkpoint by its name, compared on the images of a source."""
+"""Export of a checkpoint by its name, with a check on images of a data source."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ def export_checkpoint(
     dynamic_batch: bool = False,
     repeats: int = 20,
 ) -> list[ExportedFile]:
-    """Export the model that `load_model(name)` gives to `folder`; see `export_model` for what is found and raised.
+    """Export the model that `load_model(name)` gives to `folder` and return the rows of the report.
 
-    Images of `source`, through the model's own transform, are what answers are compared on; their labels do not matter.
-    The dense model of the comparison is the architecture at full width, with random weights.
+    Files and model are compared on `num_images` images of `source`, with the model's own transform and without labels.
+    If the model is pruned, size and speed are compared with its architecture at full width, with random weights.
+    `export_model` documents the rest.
     """
     check_replaceable(Path(folder))
     loaded = load_model(name)
@@ -50,7 +51,7 @@ def export_checkpoint(
         loaded.model,
         folder,
         formats=formats,
-        images=images_of(source, split, num_images=num_images, data_config=loaded.data_config),
+        images=load_images(source, split, num_images=num_images, data_config=loaded.data_config),
         dense=dense if is_pruned else None,
         dynamic_batch=dynamic_batch,
         batch_size=batch_size,
@@ -59,9 +60,9 @@ def export_checkpoint(
     )
 
 
-def images_of(source: str, split: str, *, num_images: int, data_config: Mapping[str, Any]) -> Tensor:
-    """A balanced sample of a split's readable images as the model takes them, `[N, C, H, W]`."""
-    rows = sample_balanced(read_split(open_source(source), split, labels="any"), num_images=num_images, seed=0)
-    rows, _ = rows.drop_unreadable(max_unreadable=0.01)
-    rows = rows.with_transform(evaluation_transform(data_config))
-    return torch.stack([rows[item][0] for item in range(len(rows))])
+def load_images(source: str, split: str, *, num_images: int, data_config: Mapping[str, Any]) -> Tensor:
+    """Load a balanced sample of a split's readable images, transformed for the model: `[N, C, H, W]`."""
+    sample = sample_balanced(read_split(open_source(source), split, labels="any"), num_images=num_images, seed=0)
+    sample, _ = sample.drop_unreadable(max_unreadable=0.01)
+    sample = sample.with_transform(evaluation_transform(data_config))
+    return torch.stack([sample[item][0] for item in range(len(sample))])

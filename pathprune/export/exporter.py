@@ -1,10 +1,12 @@
-"""Export a model, and compare what the files answer with the model, and their size and speed with the dense model's."""
+"""Export of a model with a check of every file: its outputs against the model, its size and speed against dense."""
+
+# N images [N, C, H, W], B of them in a batch, K logits
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,23 +26,30 @@ REPORT_FILE = "export.json"
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """What a file is and does; `dense_…` is of the dense model exported alike, None where the model is dense itself.
+    """An exported file with its agreement, size and speed.
 
-    Latencies are medians of one batch on the CPU; `speedup` is the median of dense / this, `speedup_spread` the
-    quartiles, over rounds in which the models took turns.
+    Latencies are medians over batches on the CPU. `speedup` is the median of dense latency / latency, and
+    `speedup_spread` its quartiles, over rounds in which the files take turns. Fields of the dense model, exported in
+    the same format, are None if the model is dense itself.
     """
 
     file: str
     runtime: str
     precision: str
     num_bytes: int
-    agreement: float  # fraction of the images to which the file gives the class that the model gives
+    agreement: float  # fraction of the images for which file and model predict the same class
     max_logit_difference: float
     latency_ms: float
     dense_num_bytes: int | None = None
     dense_latency_ms: float | None = None
     speedup: float | None = None
     speedup_spread: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class _Agreement:
+    fraction: float
+    max_logit_difference: float
 
 
 def export_model(
@@ -55,90 +64,106 @@ def export_model(
     repeats: int = 20,
     about: Mapping[str, Any] | None = None,
 ) -> list[ExportedFile]:
-    """Write `model` (float32, on the CPU) in these formats to `folder`, with a report; returns what was found.
+    """Write `model` (float32, on the CPU) in each of `formats` to `folder`, with a report; return its rows.
 
-    `images` `[N, C, H, W]`, normalised, are what the answers of files and model are compared on. Graphs take batches of
-    `batch_size` or, with `dynamic_batch`, any; timings are of `batch_size`. `dense` is weighed and timed beside the
-    model, and may have random weights. `about` is any JSON, for the report.
+    - images: normalised images `[N, C, H, W]` on which the outputs of files and model are compared.
+    - dense: a model, possibly with random weights, that is exported too, to compare size and speed.
+    - dynamic_batch: the files accept any batch size; else they accept `batch_size` only.
+    - batch_size, repeats: of the timings.
+    - about: any JSON data, stored in the report.
 
-    Raises `ExportError` where a float32 file gives an image another class than the model does, or a file gives numbers
-    that are not finite; then nothing is written. Only an earlier export in `folder` is replaced.
+    Only an earlier export in `folder` is replaced. Raises `ExportError`, without writing anything, if a file gives
+    logits that are not finite or a float32 file predicts another class than the model for any image.
     """
     folder = Path(folder)
     check_replaceable(folder)
     if not 1 <= batch_size <= len(images):
-        raise ExportError(f"batch size {batch_size} needs at least so many images, and there are {len(images)}")
-    # torch.export takes a batch of one for a constant
+        raise ExportError(f"a batch size of {batch_size} needs at least as many images, got {len(images)}")
+    # torch.export specialises a batch of one: give it two images if the batch is dynamic
     example = images[:1].repeat(2, 1, 1, 1) if dynamic_batch and batch_size == 1 else images[:batch_size]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with write_atomically(folder) as part, TemporaryDirectory() as scratch:
         part.mkdir()
-        places = {"": (model, part)} | ({} if dense is None else {"dense ": (dense, Path(scratch))})
-        runners: dict[str, Runner] = {}
-        for prefix, (each, place) in places.items():
-            with evaluating(each):
-                for kind in formats:
-                    kind.write(each, place / kind.file, example=example, dynamic_batch=dynamic_batch)
-                    runners[prefix + kind.file] = kind.open(place / kind.file)
-        answers = {kind.file: _compared(model, kind, runners[kind.file], images, batch_size) for kind in formats}
+        runners = _write_files(model, part, formats, example, dynamic_batch)
+        dense_files = {} if dense is None else _write_files(dense, Path(scratch), formats, example, dynamic_batch)
+        agreements = {each.file: _compare(model, each, runners[each.file], images, batch_size) for each in formats}
         if dynamic_batch:
-            for kind in formats:
-                runners[kind.file](images[:1])  # a batch of any size: of one too
-        calls = {name: partial(run, images[:batch_size]) for name, run in runners.items()}
-        times = time_in_turns(calls, repeats=repeats, warmup=3, device=torch.device("cpu"))
-        found = [
-            ExportedFile(
-                kind.file, kind.runtime, kind.precision, **answers[kind.file], **_costs(kind.file, part, scratch, times)
-            )
-            for kind in formats
-        ]
+            for run in runners.values():
+                run(images[:1])  # a dynamic batch may hold one image
+        runners |= {f"dense {file}": run for file, run in dense_files.items()}
+        runs = {name: partial(run, images[:batch_size]) for name, run in runners.items()}
+        times = time_in_turns(runs, repeats=repeats, warmup=3, device=torch.device("cpu"))
+        files = [_describe_file(each, agreements[each.file], times, part, Path(scratch)) for each in formats]
         report = {"about": dict(about or {}), "num_images": len(images), "latency_batch_size": batch_size}
-        report |= {"threads": torch.get_num_threads(), "files": [asdict(each) for each in found]}
+        report |= {"threads": torch.get_num_threads(), "files": [asdict(file) for file in files]}
         write_text(part / REPORT_FILE, json.dumps(report, indent=2) + "\n")
-    return found
+    return files
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raise `ExportError` where there is anything but an earlier export, or nothing, at `folder`."""
+    """Raise `ExportError` if `folder` is a file, or a folder with anything but an earlier export."""
     if folder.exists() and not (folder / REPORT_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise ExportError(f"{folder} is there and is no earlier export; choose a new or empty folder")
+        raise ExportError(f"{folder} exists and is no earlier export; choose a new or empty folder")
 
 
-def _compared(model: nn.Module, kind: Format, run: Runner, images: Tensor, batch_size: int) -> dict[str, Any]:
-    """Agreement with the model, and the largest difference of a logit, in batches that the graph takes."""
-    agreeing, difference = 0, 0.0
+def _write_files(
+    model: nn.Module, folder: Path, formats: Sequence[Format], example: Tensor, dynamic_batch: bool
+) -> dict[str, Runner]:
+    """Write the model in each format and return a runner for each file."""
+    runners = {}
+    with evaluating(model):
+        for each in formats:
+            each.write(model, folder / each.file, example=example, dynamic_batch=dynamic_batch)
+            runners[each.file] = each.open(folder / each.file)
+    return runners
+
+
+def _compare(model: nn.Module, file_format: Format, run: Runner, images: Tensor, batch_size: int) -> _Agreement:
+    """Compare the logits of a file with those of the model, in batches of the size that the file accepts."""
+    name, num_agreeing, difference = file_format.file, 0, 0.0
     with evaluating(model), torch.inference_mode():
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
-            missing = batch_size - len(batch)  # a graph of a fixed size takes whole batches only
             expected = model(batch)
-            logits = run(torch.cat([batch, images[:missing]]))[: len(batch)]
+            padding = images[: batch_size - len(batch)]  # a file for a fixed batch size takes full batches only
+            logits = run(torch.cat([batch, padding]))[: len(batch)]
             if not logits.isfinite().all():
                 raise ExportError(
-                    f"{kind.file} gives logits that are not finite for image {start}: leave out {kind.precision}"
+                    f"{name} gives logits that are not finite in the batch from image {start}; export without "
+                    f"{file_format.precision}"
                 )
-            agreeing += int((logits.argmax(1) == expected.argmax(1)).sum())
+            num_agreeing += int((logits.argmax(1) == expected.argmax(1)).sum())
             difference = max(difference, float((logits - expected).abs().max()))
-    if kind.precision == "float32" and agreeing < len(images):
+    if file_format.precision == "float32" and num_agreeing < len(images):
         raise ExportError(
-            f"{kind.file} gives {len(images) - agreeing} of {len(images)} images another class than the model does "
-            f"(logits differ by up to {difference:.2g}): the graph is not the model's"
+            f"{name} predicts another class than the model for {len(images) - num_agreeing} of {len(images)} images "
+            f"(logits differ by up to {difference:.2g}): the exported graph does not compute the model"
         )
-    return {"agreement": agreeing / len(images), "max_logit_difference": difference}
+    return _Agreement(num_agreeing / len(images), difference)
 
 
-def _costs(file: str, folder: Path, scratch: str, times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    own = times[file]
-    costs: dict[str, Any] = {
-        "num_bytes": (folder / file).stat().st_size,
-        "latency_ms": float(np.median(own)),
-    }
-    if (dense := times.get(f"dense {file}")) is not None:
-        low, middle, high = np.percentile(np.asarray(dense) / np.asarray(own), [25, 50, 75])
-        costs |= {
-            "dense_num_bytes": (Path(scratch) / file).stat().st_size,
-            "dense_latency_ms": float(np.median(dense)),
-            "speedup": float(middle),
-            "speedup_spread": (float(low), float(high)),
-        }
-    return costs
+def _describe_file(
+    file_format: Format, agreement: _Agreement, times: Mapping[str, Sequence[float]], folder: Path, dense_folder: Path
+) -> ExportedFile:
+    """Return the report's row for a file, from times in ms by file and by `dense FILE`."""
+    name = file_format.file
+    described = ExportedFile(
+        file=name,
+        runtime=file_format.runtime,
+        precision=file_format.precision,
+        num_bytes=(folder / name).stat().st_size,
+        agreement=agreement.fraction,
+        max_logit_difference=agreement.max_logit_difference,
+        latency_ms=float(np.median(times[name])),
+    )
+    dense_times = times.get(f"dense {name}")
+    if dense_times is None:
+        return described
+    low, median, high = np.percentile(np.asarray(dense_times) / np.asarray(times[name]), [25, 50, 75])
+    return replace(
+        described,
+        dense_num_bytes=(dense_folder / name).stat().st_size,
+        dense_latency_ms=float(np.median(dense_times)),
+        speedup=float(median),
+        speedup_spread=(float(low), float(high)),
+    )

@@ -48,4 +48,4 @@ class OutputModel(nn.Module):
 
     def _run_block(self, block: int, h_BTD: Tensor) -> Tensor:
         assert self._adapted is not None
-        return self._adapted.close_block(block, *self._adapted.open_block(block, h_BTD))
+        return self._adapted.run_block(block, h_BTD)

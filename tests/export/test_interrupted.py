@@ -1,4 +1,4 @@
-"""Ctrl-C and other mishaps in an export at the shell: exit codes, one line, and nothing half-written."""
+"""Ctrl-C and mistakes in an export at the shell: exit codes, one-line errors, and no partial files."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.tiny import write_data, write_model
 
 
 @pytest.fixture(autouse=True)
-def listening_to_ctrl_c() -> Iterator[None]:
-    """A shell starts what it runs in the background deaf to SIGINT, and these tests with it."""
+def enable_ctrl_c() -> Iterator[None]:
+    """Enable SIGINT, which shells disable in background processes and so in these tests."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -26,7 +26,7 @@ def listening_to_ctrl_c() -> Iterator[None]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model, data, and an earlier export of it; the working folder, and that of temporary files."""
+    """Make a model, data, an earlier export, and a folder for temporary files; enter the folder around them."""
     write_model(tmp_path / "model")
     write_data(tmp_path / "data")
     (tmp_path / "out").mkdir()
@@ -45,32 +45,32 @@ def export(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(stopped.value.code or 0)
 
 
-def interrupted_after(does: Callable[..., Any]) -> Callable[..., Any]:
-    def does_and_is_interrupted(*args: Any, **kwargs: Any) -> Any:
-        does(*args, **kwargs)
+def interrupt_after(function: Callable[..., Any]) -> Callable[..., Any]:
+    def run_and_interrupt(*args: Any, **kwargs: Any) -> Any:
+        function(*args, **kwargs)
         signal.raise_signal(signal.SIGINT)
 
-    return does_and_is_interrupted
+    return run_and_interrupt
 
 
 @pytest.mark.parametrize(
     ("owner", "name"),
     [(formats, "write_onnx"), (formats, "_quantize"), (exporter, "time_in_turns"), (exporter, "write_text")],
 )
-def test_ctrl_c_leaves_the_earlier_export_and_nothing_else(
+def test_ctrl_c_keeps_the_earlier_export_and_leaves_nothing_else(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], owner: Any, name: str
 ) -> None:
     before = {file: file.is_dir() or file.read_bytes() for file in folder.rglob("*")}
     with monkeypatch.context() as patched:
-        patched.setattr(owner, name, interrupted_after(getattr(owner, name)))
+        patched.setattr(owner, name, interrupt_after(getattr(owner, name)))
         assert export(patched, "model", "--onnx", "--int8", "--output", "out") == 130
     assert {file: file.is_dir() or file.read_bytes() for file in folder.rglob("*")} == before
     assert "interrupted: all files are complete" in capsys.readouterr().err
 
 
-def test_the_same_command_again_replaces_what_it_wrote(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_command_again_replaces_its_export(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
-        (folder / "out" / "model.onnx").write_text("of an earlier export")
+        (folder / "out" / "model.onnx").write_text("from an earlier export")
         assert export(monkeypatch, "model", "--torch-export", "--output", "out") == 0
         assert sorted(file.name for file in (folder / "out").iterdir()) == ["export.json", "model.pt2"]
     assert sorted(file.name for file in folder.iterdir()) == ["data", "model", "out", "temporary"]
@@ -81,14 +81,14 @@ def test_the_same_command_again_replaces_what_it_wrote(folder: Path, monkeypatch
     [
         (["./nowhere", "--onnx"], "folder nowhere does not exist; pass an existing folder"),
         (["data", "--onnx"], "data holds no weights; it needs one of model.safetensors"),
-        (["model", "--onnx", "--output", "data"], "data is there and is no earlier export; choose a new or empty"),
-        (["model", "--onnx", "--output", "model/config.json"], "is there and is no earlier export"),
+        (["model", "--onnx", "--output", "data"], "data exists and is no earlier export; choose a new or empty"),
+        (["model", "--onnx", "--output", "model/config.json"], "exists and is no earlier export"),
         (["model", "--onnx", "--output", "model/config.json/out"], "File exists: 'model/config.json'"),
         (["model", "--onnx", "--output", "/proc/out"], "No such file or directory: '/proc/.out.part'"),
         (["model", "--onnx", "--split", "validation"], "split 'validation' of data source"),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_nothing(
+def test_a_mistake_gives_one_line_and_writes_nothing(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
