@@ -110,20 +110,20 @@ def search_measured_rung(
     or when no rung is left between the two. Raises BudgetError if the narrowest rung falls short of `ratio` by more
     than 0.01 and beyond its quartiles.
     """
-    known = {0: ShareEstimate(0.0, 0.0, 0.0)}
+    shares = {0: ShareEstimate(0.0, 0.0, 0.0)}
     wide, narrow = 0, len(expected) - 1
-    known[narrow] = measure(narrow) if narrow else known[0]
-    if ratio > max(known[narrow].high, known[narrow].median + _TOLERANCE):
-        raise build_budget_error(ratio, nearest=known[narrow].median, total=total)
-    while narrow - wide > 1 and min(abs(share.median - ratio) for share in known.values()) > _TOLERANCE:
-        span = known[narrow].median - known[wide].median
-        part = min(max((ratio - known[wide].median) / span, 0.0), 1.0) if span > 0 else 0.5
+    shares[narrow] = measure(narrow) if narrow else shares[0]
+    if ratio > max(shares[narrow].high, shares[narrow].median + _TOLERANCE):
+        raise build_budget_error(ratio, nearest=shares[narrow].median, total=total)
+    while narrow - wide > 1 and min(abs(share.median - ratio) for share in shares.values()) > _TOLERANCE:
+        span = shares[narrow].median - shares[wide].median
+        part = min(max((ratio - shares[wide].median) / span, 0.0), 1.0) if span > 0 else 0.5
         target = expected[wide] + part * (expected[narrow] - expected[wide])
         rung = min(max(bisect_left(expected, target), wide + 1), narrow - 1)
-        known[rung] = measure(rung)
-        wide, narrow = (rung, narrow) if known[rung].median < ratio else (wide, rung)
-    rung = min(known, key=lambda rung: abs(known[rung].median - ratio))
-    return rung, known[rung]
+        shares[rung] = measure(rung)
+        wide, narrow = (rung, narrow) if shares[rung].median < ratio else (wide, rung)
+    rung = min(shares, key=lambda rung: abs(shares[rung].median - ratio))
+    return rung, shares[rung]
 
 
 def search_narrowest_rung(shares: Sequence[float], *, is_acceptable: Callable[[int], bool]) -> int:

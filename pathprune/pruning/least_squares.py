@@ -64,10 +64,10 @@ class LeastSquares(Compensation):
             set_bias(narrow.down, exact_bias(narrow.down) + shift_D)
             if is_singular or moments.num_rows <= len(kept):
                 undetermined.append(wide.block)
-        warn_undetermined(self, undetermined)
+        warn_about_undetermined_fits(self, undetermined)
 
 
-def warn_undetermined(compensation: Compensation, blocks: Sequence[int]) -> None:
+def warn_about_undetermined_fits(compensation: Compensation, blocks: Sequence[int]) -> None:
     """Log one warning for all blocks whose fit the calibration images do not determine."""
     if blocks:
         _LOGGER.warning(

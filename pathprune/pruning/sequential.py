@@ -21,7 +21,7 @@ from pathprune.pruning.compensation import (
     set_bias,
     set_weight,
 )
-from pathprune.pruning.least_squares import warn_undetermined
+from pathprune.pruning.least_squares import warn_about_undetermined_fits
 from pathprune.pruning.reconstruction import reconstruct
 from pathprune.pruning.ridge import cross_validate_ridge, solve_ridge
 from pathprune.pruning.streams import Streams
@@ -45,7 +45,7 @@ class Sequential(Compensation):
     - refit_attention: also refit the attention's linear layers behind the first pruned block. The output projection
       is fitted to the dense model's state before the MLP, all other layers to the dense model's outputs.
     - reconstruct: epochs of gradient descent on both layers of each MLP, after the fit and towards the same target.
-      Images are held out, and training stops counting where their error stops falling. 0: none.
+      Some images are held out, and the epoch with the least held-out error counts. 0: no such training.
     """
 
     needs_batches: ClassVar[bool] = True
@@ -75,7 +75,7 @@ class Sequential(Compensation):
                 undetermined.append(block)
             inputs, targets = streams.collect_mlp_states()
             reconstruct(site, inputs, targets, scale_D=scale_D, epochs=self.reconstruct, seed=context.seed)
-        warn_undetermined(self, undetermined)
+        warn_about_undetermined_fits(self, undetermined)
 
     def _fit_attention(self, pruned: AdaptedModel, streams: Streams) -> None:
         """Refit, in place, the linear layers that run before the hidden activations of the streams' block."""

@@ -87,10 +87,10 @@ class Registry(Generic[T]):
             raise ValueError(
                 f"{self._kind} {name!r}: {cls!r} is not a subclass of {_format_path(self._base)}; derive it from there"
             )
-        known = self._classes.get(name)
-        if known is not None and known is not cls:
+        other = self._classes.get(name)
+        if other is not None and other is not cls:
             raise ValueError(
-                f"{self._kind} {name!r} is registered twice: by {_format_path(known)} and by {_format_path(cls)}; "
+                f"{self._kind} {name!r} is registered twice: by {_format_path(other)} and by {_format_path(cls)}; "
                 "rename one of them"
             )
         cls.name = name

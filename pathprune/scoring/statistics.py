@@ -109,8 +109,8 @@ def _collect_moments(sites: Sequence[NeuronSite], covariance: bool) -> Iterator[
                     f"block {site.block}: the MLP's hidden activations ({site.name}) are NaN or infinite; check the "
                     "images' normalisation, or run the model in float32"
                 )
-            known = moments_by_site.get(site.name)
-            moments_by_site[site.name] = moments if known is None else known.merge(moments)
+            previous = moments_by_site.get(site.name)
+            moments_by_site[site.name] = moments if previous is None else previous.merge(moments)
 
         return hook
 

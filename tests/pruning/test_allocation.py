@@ -15,7 +15,7 @@ from pathprune.pruning.allocation import (
 )
 
 
-def all_widths(ladder: Ladder) -> list[tuple[int, ...]]:
+def list_widths(ladder: Ladder) -> list[tuple[int, ...]]:
     return [tuple(ladder.widths_at(rung).values()) for rung in range(len(ladder.changes) + 1)]
 
 
@@ -28,10 +28,10 @@ def test_allowed_widths_are_multiples_down_to_min_width_and_the_dense_width():
 
 def test_a_uniform_ladder_narrows_sites_of_equal_width_together_and_other_sites_in_turn():
     equal = {"a": [1, 2, 3], "b": [1, 2, 3]}
-    assert all_widths(build_uniform_ladder(equal, fixed={})) == [(3, 3), (2, 2), (1, 1)]
+    assert list_widths(build_uniform_ladder(equal, fixed={})) == [(3, 3), (2, 2), (1, 1)]
     # removed shares halfway through the steps: a 1/8, b 1/4, a 3/8 and 5/8
     mixed = {"a": [1, 2, 3, 4], "b": [1, 2]}
-    assert all_widths(build_uniform_ladder(mixed, fixed={})) == [(4, 2), (3, 2), (3, 1), (2, 1), (1, 1)]
+    assert list_widths(build_uniform_ladder(mixed, fixed={})) == [(4, 2), (3, 2), (3, 1), (2, 1), (1, 1)]
 
 
 def test_fixed_sites_keep_their_width():
@@ -47,7 +47,7 @@ def test_the_step_of_least_value_is_removed_first():
     steps = [step for name in allowed for step in value_steps_by_score(name, allowed[name], scores[name])]
     assert [step.value for step in steps] == [5, 1.5, 3]
     ladder = build_value_ladder(steps, allowed=allowed, fixed={})
-    assert all_widths(ladder) == [(4, 3), (2, 3), (2, 1), (1, 1)]
+    assert list_widths(ladder) == [(4, 3), (2, 3), (2, 1), (1, 1)]
     assert ladder.sum_per_rung({"a": 1, "b": 1}) == [7, 5, 3, 2]
 
 
@@ -78,6 +78,6 @@ def test_every_rung_has_the_least_damage_of_all_widths_with_no_more_neurons(seed
     def damage(widths: tuple[int, ...]) -> float:
         return sum(dict(curves[name])[width] for name, width in zip(allowed, widths, strict=True))
 
-    for widths in all_widths(ladder):
+    for widths in list_widths(ladder):
         others = [other for other in product(range(1, 6), repeat=3) if sum(other) <= sum(widths)]
         assert damage(widths) == pytest.approx(min(map(damage, others)))

@@ -17,7 +17,7 @@ from pathprune.scoring import ActivationStatistics, collect_statistics
 TINY = {"img_size": 16, "patch_size": 4, "depth": 2, "embed_dim": 12, "num_heads": 2, "num_classes": 5, "mlp_ratio": 2}
 
 
-def make(*, bias: bool = True, dtype: torch.dtype = torch.float64) -> AdaptedModel:
+def make_model(*, bias: bool = True, dtype: torch.dtype = torch.float64) -> AdaptedModel:
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", **TINY, init_values=0.5).double().eval()
     for parameter in model.parameters():
@@ -28,23 +28,23 @@ def make(*, bias: bool = True, dtype: torch.dtype = torch.float64) -> AdaptedMod
     return adapt(model.to(dtype))
 
 
-def images_of(count: int, seed: int = 1) -> Tensor:
+def draw_images(count: int, seed: int = 1) -> Tensor:
     return torch.randn(count, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def statistics_of(adapted: AdaptedModel, images: Tensor) -> ActivationStatistics:
+def collect_covariances(adapted: AdaptedModel, images: Tensor) -> ActivationStatistics:
     batches = [(part, torch.zeros(len(part), dtype=torch.int64)) for part in images.split(3)]
     return collect_statistics(adapted, batches, covariance=True)
 
 
-def half(adapted: AdaptedModel, **settings) -> PrunePlan:
+def keep_odd(adapted: AdaptedModel, **settings) -> PrunePlan:
     """Make a plan that keeps the odd columns."""
     scores = {site.name: torch.arange(site.width) % 2 for site in adapted.sites}
     return make_plan(scores, sites=adapted.sites, **settings)
 
 
 @torch.no_grad()
-def first_block(adapted: AdaptedModel, images: Tensor) -> tuple[Tensor, Tensor]:
+def run_first_block(adapted: AdaptedModel, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return the first block's hidden activations `[N, W]` and the outputs `[N, D]` of its `down`."""
     _, u = adapted.open_block(0, adapted.stem(images))
     return u.flatten(0, 1), adapted.sites[0].down(u).flatten(0, 1)
@@ -52,14 +52,14 @@ def first_block(adapted: AdaptedModel, images: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_without_ridge_the_fit_equals_numpys(bias):
-    adapted, images = make(bias=bias), images_of(10)
+    adapted, images = make_model(bias=bias), draw_images(10)
     pruned = prune(
         adapted,
-        plan=half(adapted),
+        plan=keep_odd(adapted),
         compensation=LeastSquares(ridge=0.0),
-        statistics=statistics_of(adapted, images),
+        statistics=collect_covariances(adapted, images),
     )
-    hidden, target = first_block(adapted, images)
+    hidden, target = run_first_block(adapted, images)
     kept = np.hstack([hidden[:, 1::2].numpy(), np.ones((len(hidden), 1))])
     solution, *_ = np.linalg.lstsq(kept, target.numpy(), rcond=None)
     np.testing.assert_allclose(pruned.sites[0].down.weight.detach().numpy(), solution[:-1].T, atol=1e-9)
@@ -68,10 +68,10 @@ def test_without_ridge_the_fit_equals_numpys(bias):
 
 
 def test_with_ridge_the_fit_equals_a_fit_with_penalty_rows_appended():
-    adapted, images = make(), images_of(10)
-    statistics = statistics_of(adapted, images)
-    pruned = prune(adapted, plan=half(adapted), compensation=LeastSquares(ridge=0.1), statistics=statistics)
-    hidden, _ = first_block(adapted, images)
+    adapted, images = make_model(), draw_images(10)
+    statistics = collect_covariances(adapted, images)
+    pruned = prune(adapted, plan=keep_odd(adapted), compensation=LeastSquares(ridge=0.1), statistics=statistics)
+    hidden, _ = run_first_block(adapted, images)
     centred = (hidden - hidden.mean(0)).numpy()
     kept, removed = centred[:, 1::2], centred[:, 0::2]
     penalty = np.sqrt(0.1 * kept.var(0).mean() * len(kept)) * np.eye(kept.shape[1])
@@ -82,9 +82,9 @@ def test_with_ridge_the_fit_equals_a_fit_with_penalty_rows_appended():
     np.testing.assert_allclose(pruned.sites[0].down.weight.detach().numpy(), expected, atol=1e-9)
 
 
-def make_dependent() -> AdaptedModel:
+def make_dependent_model() -> AdaptedModel:
     """Build a model whose even neurons copy an odd neuron each; the first is constant, the last kept one dead."""
-    adapted = make()
+    adapted = make_model()
     for block in adapted.model.blocks:
         for parameter in (block.mlp.fc1.weight.data, block.mlp.fc1.bias.data):
             parameter[0::2] = parameter[1::2]
@@ -95,19 +95,19 @@ def make_dependent() -> AdaptedModel:
 
 @pytest.mark.parametrize(("ridge", "tolerance"), [(0.0, 1e-8), (1e-11, 1e-8)])
 def test_removing_neurons_that_depend_linearly_on_kept_ones_changes_nothing(ridge, tolerance):
-    adapted, images = make_dependent(), images_of(10)
-    plan = half(adapted)
-    compensation, statistics = LeastSquares(ridge=ridge), statistics_of(adapted, images)
+    adapted, images = make_dependent_model(), draw_images(10)
+    plan = keep_odd(adapted)
+    compensation, statistics = LeastSquares(ridge=ridge), collect_covariances(adapted, images)
     fitted = prune(adapted, plan=plan, compensation=compensation, statistics=statistics)
-    new = images_of(4, seed=2)
+    new = draw_images(4, seed=2)
     torch.testing.assert_close(fitted.model(new), adapted.model(new), rtol=tolerance, atol=tolerance)
     shifted = prune(adapted, plan=plan, compensation="mean", statistics=statistics)
     assert (shifted.model(new) - adapted.model(new)).abs().max() > 0.01
 
 
 def test_a_huge_ridge_leaves_the_mean_shift():
-    adapted = make()
-    plan, statistics = half(adapted), statistics_of(adapted, images_of(10))
+    adapted = make_model()
+    plan, statistics = keep_odd(adapted), collect_covariances(adapted, draw_images(10))
     shifted = prune(adapted, plan=plan, compensation="mean", statistics=statistics)
     fitted = prune(adapted, plan=plan, compensation=LeastSquares(ridge=1e12), statistics=statistics)
     for one, other in zip(fitted.sites, shifted.sites, strict=True):
@@ -118,9 +118,9 @@ def test_a_huge_ridge_leaves_the_mean_shift():
 @pytest.mark.parametrize("ridge", [0.0, 1e-3, 1.0])
 @pytest.mark.parametrize("count", [1, 10])
 def test_the_fit_is_never_worse_than_mean_shift_on_the_calibration_tokens(ridge, count):
-    adapted, images = make(), images_of(count)
-    plan, statistics = half(adapted, ratio=0.7), statistics_of(adapted, images)
-    hidden, target = first_block(adapted, images)
+    adapted, images = make_model(), draw_images(count)
+    plan, statistics = keep_odd(adapted, ratio=0.7), collect_covariances(adapted, images)
+    hidden, target = run_first_block(adapted, images)
     errors = []
     for compensation in (LeastSquares(ridge=ridge), "mean"):
         down = prune(adapted, plan=plan, compensation=compensation, statistics=statistics).sites[0].down
@@ -130,10 +130,15 @@ def test_the_fit_is_never_worse_than_mean_shift_on_the_calibration_tokens(ridge,
 
 
 def test_a_model_in_float32_is_fitted_in_float64_and_stays_float32():
-    exact, single = make(), make(dtype=torch.float32)
-    images = images_of(10)
+    exact, single = make_model(), make_model(dtype=torch.float32)
+    images = draw_images(10)
     one, other = (
-        prune(each, plan=half(each), compensation="least-squares", statistics=statistics_of(each, images))
+        prune(
+            each,
+            plan=keep_odd(each),
+            compensation="least-squares",
+            statistics=collect_covariances(each, images),
+        )
         for each in (exact, single)
     )
     assert other.sites[1].down.weight.dtype == torch.float32
@@ -141,20 +146,25 @@ def test_a_model_in_float32_is_fitted_in_float64_and_stays_float32():
 
 
 def test_a_model_is_pruned_and_fitted_a_second_time():
-    adapted, images = make(), images_of(10)
-    once = prune(adapted, plan=half(adapted), compensation="least-squares", statistics=statistics_of(adapted, images))
-    statistics = statistics_of(once, images)
-    twice = prune(once, plan=half(once), compensation="least-squares", statistics=statistics)
-    shifted = prune(once, plan=half(once), compensation="mean", statistics=statistics)
+    adapted, images = make_model(), draw_images(10)
+    once = prune(
+        adapted,
+        plan=keep_odd(adapted),
+        compensation="least-squares",
+        statistics=collect_covariances(adapted, images),
+    )
+    statistics = collect_covariances(once, images)
+    twice = prune(once, plan=keep_odd(once), compensation="least-squares", statistics=statistics)
+    shifted = prune(once, plan=keep_odd(once), compensation="mean", statistics=statistics)
     assert [site.width for site in twice.sites] == [6, 6]
     expected = once.model(images)
     assert (twice.model(images) - expected).norm() < (shifted.model(images) - expected).norm()
 
 
 def test_a_block_that_keeps_every_neuron_is_left_alone():
-    adapted = make(bias=False)
-    plan = half(adapted, exclude_blocks=[0])
-    statistics = statistics_of(adapted, images_of(10))
+    adapted = make_model(bias=False)
+    plan = keep_odd(adapted, exclude_blocks=[0])
+    statistics = collect_covariances(adapted, draw_images(10))
     pruned = prune(adapted, plan=plan, compensation="least-squares", statistics=statistics)
     assert torch.equal(pruned.sites[0].down.weight, adapted.sites[0].down.weight)
     assert pruned.sites[0].down.bias is None
@@ -163,9 +173,9 @@ def test_a_block_that_keeps_every_neuron_is_left_alone():
 
 @pytest.mark.parametrize("ridge", [0.0, 1e-3])
 def test_fewer_tokens_than_neurons_give_one_warning_and_a_finite_fit(ridge, caplog):
-    adapted = make()
-    statistics = statistics_of(adapted, images_of(1))  # 17 tokens
-    plan = half(adapted, ratio=0.25)  # 18 neurons
+    adapted = make_model()
+    statistics = collect_covariances(adapted, draw_images(1))  # 17 tokens
+    plan = keep_odd(adapted, ratio=0.25)  # 18 neurons
     with caplog.at_level(logging.WARNING):
         pruned = prune(adapted, plan=plan, compensation=LeastSquares(ridge=ridge), statistics=statistics)
     (record,) = caplog.records
@@ -176,28 +186,28 @@ def test_fewer_tokens_than_neurons_give_one_warning_and_a_finite_fit(ridge, capl
 
 
 def test_dead_and_constant_neurons_need_no_warning(caplog):
-    adapted = make_dependent()
-    statistics = statistics_of(adapted, images_of(10))
+    adapted = make_dependent_model()
+    statistics = collect_covariances(adapted, draw_images(10))
     with caplog.at_level(logging.WARNING):
-        prune(adapted, plan=half(adapted), compensation="least-squares", statistics=statistics)
+        prune(adapted, plan=keep_odd(adapted), compensation="least-squares", statistics=statistics)
     assert not caplog.records
 
 
 def test_the_bias_replaces_a_block_of_constant_neurons():
-    adapted, images = make(), images_of(10)
+    adapted, images = make_model(), draw_images(10)
     adapted.model.blocks[0].mlp.fc1.weight.data.zero_()
-    plan, statistics = half(adapted, exclude_blocks=[1]), statistics_of(adapted, images)
+    plan, statistics = keep_odd(adapted, exclude_blocks=[1]), collect_covariances(adapted, images)
     pruned = prune(adapted, plan=plan, compensation="least-squares", statistics=statistics)
     torch.testing.assert_close(pruned.model(images), adapted.model(images), rtol=1e-9, atol=1e-9)
 
 
 def test_missing_covariances_and_negative_ridges_are_named():
-    adapted = make()
-    plain = collect_statistics(adapted, [(images_of(2), torch.zeros(2))])
+    adapted = make_model()
+    plain = collect_statistics(adapted, [(draw_images(2), torch.zeros(2))])
     with pytest.raises(ValueError, match="have no covariance; collect them with covariance=True"):
-        prune(adapted, plan=half(adapted), compensation="least-squares", statistics=plain)
+        prune(adapted, plan=keep_odd(adapted), compensation="least-squares", statistics=plain)
     with pytest.raises(ValueError, match=r"compensation 'least-squares': ridge: .*greater than or equal to 0"):
-        prune(adapted, plan=half(adapted), compensation={"name": "least-squares", "ridge": -1})
+        prune(adapted, plan=keep_odd(adapted), compensation={"name": "least-squares", "ridge": -1})
 
 
 @pytest.mark.parametrize("penalties", [[0.5, 0.5, 0.5], [0.5, 0.1, 2.0]])

@@ -11,12 +11,12 @@ from pathprune.pruning import PlanRow, PrunePlan, make_plan
 from pathprune.pruning.budget import BudgetError, Cost
 
 
-def sites_of(*widths: int) -> list[NeuronSite]:
+def make_sites(*widths: int) -> list[NeuronSite]:
     return [NeuronSite(f"blocks.{i}.mlp.fc2", i, nn.Linear(width, 1)) for i, width in enumerate(widths)]
 
 
-def plan_of(*rows: list[float], **settings) -> PrunePlan:
-    sites = sites_of(*map(len, rows))
+def plan_rows(*rows: list[float], **settings) -> PrunePlan:
+    sites = make_sites(*map(len, rows))
     return make_plan(
         {s.name: torch.tensor(row, dtype=torch.float64) for s, row in zip(sites, rows, strict=True)},
         sites=sites,
@@ -24,58 +24,58 @@ def plan_of(*rows: list[float], **settings) -> PrunePlan:
     )
 
 
-def random_plan(*widths: int, seed: int = 0, **settings) -> PrunePlan:
+def plan_random_scores(*widths: int, seed: int = 0, **settings) -> PrunePlan:
     generator = torch.Generator().manual_seed(seed)
-    return plan_of(*(torch.rand(width, generator=generator).tolist() for width in widths), **settings)
+    return plan_rows(*(torch.rand(width, generator=generator).tolist() for width in widths), **settings)
 
 
-def kept(plan: PrunePlan) -> list[list[int]]:
+def list_kept(plan: PrunePlan) -> list[list[int]]:
     return [columns.tolist() for columns in plan.kept.values()]
 
 
-def kept_widths(plan: PrunePlan) -> list[int]:
+def list_kept_widths(plan: PrunePlan) -> list[int]:
     return [row.kept for row in plan.table()]
 
 
 def test_uniform_keeps_the_top_neurons_of_every_block():
-    plan = plan_of([1, 4, 2, 3], [0.1, 0.2, 0.4, 0.3], ratio=0.5)
-    assert kept(plan) == [[1, 3], [2, 3]]
+    plan = plan_rows([1, 4, 2, 3], [0.1, 0.2, 0.4, 0.3], ratio=0.5)
+    assert list_kept(plan) == [[1, 3], [2, 3]]
     assert plan.neurons_removed == 0.5
 
 
 def test_global_keeps_the_top_neurons_of_the_whole_model():
-    plan = plan_of([1, 4, 2, 3], [0.1, 5, 0.4, 0.3], ratio=0.5, scope="global")
-    assert kept(plan) == [[1, 2, 3], [1]]
+    plan = plan_rows([1, 4, 2, 3], [0.1, 5, 0.4, 0.3], ratio=0.5, scope="global")
+    assert list_kept(plan) == [[1, 2, 3], [1]]
 
 
 def test_global_with_normalize_mean_divides_scores_by_their_blocks_mean():
     rows = [1, 4, 2, 3], [10.0, 50, 40, 30]  # over their means: .4, 1.6, .8, 1.2 and .31, 1.54, 1.23, .92
-    plan = plan_of(*rows, ratio=0.625, scope="global", normalize="mean")
-    assert kept(plan) == [[1], [1, 2]]
+    plan = plan_rows(*rows, ratio=0.625, scope="global", normalize="mean")
+    assert list_kept(plan) == [[1], [1, 2]]
 
 
 def test_global_with_normalize_none_compares_raw_scores():
-    plan = plan_of([1, 4, 2, 3], [10, 50, 40, 30], ratio=0.5, scope="global")
-    assert kept(plan) == [[1], [1, 2, 3]]  # min_width keeps one neuron in block 0
+    plan = plan_rows([1, 4, 2, 3], [10, 50, 40, 30], ratio=0.5, scope="global")
+    assert list_kept(plan) == [[1], [1, 2, 3]]  # min_width keeps one neuron in block 0
 
 
 def test_global_respects_min_width_and_still_meets_the_total():
-    plan = plan_of([1, 2, 3, 4], [5, 6, 7, 8], ratio=0.5, scope="global", min_width=2)
-    assert kept(plan) == [[2, 3], [2, 3]]
-    plan = plan_of([1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12], ratio=0.5, scope="global", min_width=1)
-    assert kept(plan) == [[3], [3], [0, 1, 2, 3]]
+    plan = plan_rows([1, 2, 3, 4], [5, 6, 7, 8], ratio=0.5, scope="global", min_width=2)
+    assert list_kept(plan) == [[2, 3], [2, 3]]
+    plan = plan_rows([1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12], ratio=0.5, scope="global", min_width=1)
+    assert list_kept(plan) == [[3], [3], [0, 1, 2, 3]]
     assert plan.neurons_removed == 0.5
 
 
 @pytest.mark.parametrize("scope", ["uniform", "global"])
 def test_ties_keep_the_earlier_site_and_column(scope):
-    plan = plan_of([1, 1, 1, 1], [1, 1, 1, 1], ratio=0.5, scope=scope)
-    assert kept(plan) == ([[0, 1], [0, 1]] if scope == "uniform" else [[0, 1, 2], [0]])
+    plan = plan_rows([1, 1, 1, 1], [1, 1, 1, 1], ratio=0.5, scope=scope)
+    assert list_kept(plan) == ([[0, 1], [0, 1]] if scope == "uniform" else [[0, 1, 2], [0]])
 
 
 def test_a_uniform_width_is_the_nearest_allowed_and_the_wider_of_two():
     def width(dense: int, ratio: float, **settings) -> int:
-        return kept_widths(random_plan(dense, ratio=ratio, **settings))[0]
+        return list_kept_widths(plan_random_scores(dense, ratio=ratio, **settings))[0]
 
     assert width(10, 0.7) == 3
     assert width(5, 0.5) == 3  # 2.5: the wider width
@@ -97,9 +97,9 @@ def test_global_meets_its_total_with_allowed_widths_only(seed):
     widths = (torch.randint(3, 9, (4,), generator=generator) * 7).tolist()
     ratio = float(torch.rand((), generator=generator)) * 0.8
     round_to = [1, 2, 4, 8][seed % 4]
-    plan = random_plan(*widths, seed=seed, ratio=ratio, scope="global", round_to=round_to, min_width=3)
+    plan = plan_random_scores(*widths, seed=seed, ratio=ratio, scope="global", round_to=round_to, min_width=3)
     target = sum(widths) * (1 - ratio)
-    assert abs(sum(kept_widths(plan)) - target) <= max(1, round_to / 2)
+    assert abs(sum(list_kept_widths(plan)) - target) <= max(1, round_to / 2)
     for row in plan.table():
         assert row.kept >= 3
         assert row.kept % round_to == 0 or row.kept == row.width
@@ -107,7 +107,7 @@ def test_global_meets_its_total_with_allowed_widths_only(seed):
 
 def test_global_removes_no_neuron_with_a_higher_score_than_a_kept_one():
     scores = [torch.rand(32, generator=torch.Generator().manual_seed(i)).tolist() for i in range(3)]
-    plan = plan_of(*scores, ratio=0.6, scope="global")
+    plan = plan_rows(*scores, ratio=0.6, scope="global")
     kept_scores = torch.cat(
         [torch.tensor(row)[columns] for row, columns in zip(scores, plan.kept.values(), strict=True)]
     )
@@ -120,16 +120,16 @@ def test_global_removes_no_neuron_with_a_higher_score_than_a_kept_one():
 
 def test_global_with_equal_scores_and_a_partial_last_step_keeps_allowed_widths():
     score = 0.9410173212256553  # fsum([score] * 5) / 5 < fsum([score] * 3) / 3
-    plan = plan_of([score] * 13, [score] * 13, ratio=0.5, scope="global", round_to=5)
-    assert kept_widths(plan) == [10, 5]
+    plan = plan_rows([score] * 13, [score] * 13, ratio=0.5, scope="global", round_to=5)
+    assert list_kept_widths(plan) == [10, 5]
 
 
 def test_blocks_with_their_own_ratio_and_excluded_blocks_do_not_compete():
     settings = {"block_ratios": {0: 0.25}, "exclude_blocks": [1]}
     rows = [[1.0, 2, 3, 4], [0.0, 0, 0, 0], [5.0, 6, 7, 8], [50.0, 60, 70, 80]]
-    assert kept(plan_of(*rows, ratio=0.5, **settings)) == [[1, 2, 3], [0, 1, 2, 3], [2, 3], [2, 3]]
-    plan = plan_of(*rows, ratio=0.375, scope="global", **settings)
-    assert kept(plan) == [[1, 2, 3], [0, 1, 2, 3], [3], [0, 1, 2, 3]]
+    assert list_kept(plan_rows(*rows, ratio=0.5, **settings)) == [[1, 2, 3], [0, 1, 2, 3], [2, 3], [2, 3]]
+    plan = plan_rows(*rows, ratio=0.375, scope="global", **settings)
+    assert list_kept(plan) == [[1, 2, 3], [0, 1, 2, 3], [3], [0, 1, 2, 3]]
     assert plan.neurons_removed == 4 / 16
 
 
@@ -171,7 +171,7 @@ def test_blocks_with_their_own_ratio_and_excluded_blocks_do_not_compete():
 )
 def test_settings_without_a_possible_plan_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        random_plan(8, 8, **settings)
+        plan_random_scores(8, 8, **settings)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -179,8 +179,8 @@ def test_settings_without_a_possible_plan_are_refused(settings, message):
 @pytest.mark.parametrize("round_to", [1, 4])
 def test_a_share_of_the_whole_models_cost_is_met_to_a_point_or_a_step(seed, scope, round_to):
     widths = [64, 48, 80]
-    cost = Cost(total=6000.0, per_neuron=dict(zip([s.name for s in sites_of(*widths)], [20, 30, 25], strict=True)))
-    plan = random_plan(*widths, seed=seed, ratio=0.4, cost=cost, scope=scope, round_to=round_to, min_width=2)
+    cost = Cost(total=6000.0, per_neuron=dict(zip([s.name for s in make_sites(*widths)], [20, 30, 25], strict=True)))
+    plan = plan_random_scores(*widths, seed=seed, ratio=0.4, cost=cost, scope=scope, round_to=round_to, min_width=2)
     removed = sum(cost.per_neuron[row.site] * (row.width - row.kept) for row in plan.table()) / cost.total
     step = round_to * (75 if scope == "uniform" else 30) / cost.total  # a uniform step takes one neuron of every block
     assert abs(removed - 0.4) <= max(0.01, step)
@@ -192,38 +192,38 @@ def test_a_ratio_beyond_the_neurons_share_of_the_cost_is_refused_with_the_neares
     with pytest.raises(
         BudgetError, match=r"removes 0\.5 of the whole model's cost: at most 0\.42 can be removed; ask for 0\.42"
     ):
-        random_plan(8, 8, ratio=0.5, cost=cost)
+        plan_random_scores(8, 8, ratio=0.5, cost=cost)
 
 
 def test_damage_chooses_the_widths_and_scores_choose_the_neurons():
     damage = {"blocks.0.mlp.fc2": [(4, 0.0), (1, 9.0)], "blocks.1.mlp.fc2": [(4, 0.0), (2, 0.2), (1, 4.2)]}
     rows = [1.0, 4, 2, 3], [0.1, 0.2, 0.4, 0.3]
-    plan = plan_of(*rows, ratio=0.25, scope="global", normalize="damage", damage=damage)
-    assert kept(plan) == [[0, 1, 2, 3], [2, 3]]  # two neurons at a damage of 0.1 each
-    plan = plan_of(*rows, ratio=0.5, scope="global", normalize="damage", damage=damage)
-    assert kept(plan) == [[1, 3], [2, 3]]  # then two neurons at 3 each rather than one at 4
+    plan = plan_rows(*rows, ratio=0.25, scope="global", normalize="damage", damage=damage)
+    assert list_kept(plan) == [[0, 1, 2, 3], [2, 3]]  # two neurons at a damage of 0.1 each
+    plan = plan_rows(*rows, ratio=0.5, scope="global", normalize="damage", damage=damage)
+    assert list_kept(plan) == [[1, 3], [2, 3]]  # then two neurons at 3 each rather than one at 4
 
 
 def test_normalize_mean_with_a_mean_that_is_not_positive_is_refused():
     with pytest.raises(ValueError, match=r"the mean of blocks\.0\.mlp\.fc2 is -1; use a criterion"):
-        plan_of([-1.0, -1.0], [1.0, 2.0], scope="global", normalize="mean")
+        plan_rows([-1.0, -1.0], [1.0, 2.0], scope="global", normalize="mean")
 
 
 def test_scores_of_another_model_are_refused():
     with pytest.raises(ValueError, match=r"scores of blocks\.0\.mlp\.fc2 have shape \[3\], but the site has 4 neurons"):
-        make_plan({"blocks.0.mlp.fc2": torch.rand(3)}, sites=sites_of(4))
+        make_plan({"blocks.0.mlp.fc2": torch.rand(3)}, sites=make_sites(4))
 
 
 def test_a_plan_survives_a_round_trip_through_json():
-    plan = random_plan(8, 6, ratio=0.5)
+    plan = plan_random_scores(8, 6, ratio=0.5)
     restored = PrunePlan.from_dict(json.loads(json.dumps(plan.to_dict())))
     assert restored.table() == plan.table()
-    assert kept(restored) == kept(plan)
+    assert list_kept(restored) == list_kept(plan)
     assert restored.neurons_removed == plan.neurons_removed == 0.5
 
 
 def test_a_plan_lists_removed_columns_and_one_row_per_site():
-    plan = plan_of([1, 4, 2, 3], [1.0, 2.0], ratio=0.5)
+    plan = plan_rows([1, 4, 2, 3], [1.0, 2.0], ratio=0.5)
     assert plan.pruned("blocks.0.mlp.fc2").tolist() == [0, 2]
     assert plan.table() == [PlanRow("blocks.0.mlp.fc2", 0, 4, 2), PlanRow("blocks.1.mlp.fc2", 1, 2, 1)]
 

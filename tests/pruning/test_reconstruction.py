@@ -21,7 +21,7 @@ MLPS = {
 SCALE = torch.tensor([1.0, 0.5, 2.0, 1.0, 0.1, 0.0], dtype=torch.float64)
 
 
-def site_of(mlp: nn.Module):
+def find_site(mlp: nn.Module):
     return find_mlp(mlp.eval()).build_site("mlp", 0)
 
 
@@ -46,7 +46,7 @@ def make_problem(kind: str) -> Problem:
     for parameter in target_mlp.parameters():
         nn.init.normal_(parameter)
     mlp.load_state_dict(target_mlp.state_dict())
-    for layer in {up.layer for up in site_of(mlp).ups}:
+    for layer in {up.layer for up in find_site(mlp).ups}:
         layer.weight.data += 0.3 * torch.randn_like(layer.weight)
     inputs = torch.randn(2 * N, T, D)
     with torch.no_grad():
@@ -57,7 +57,7 @@ def make_problem(kind: str) -> Problem:
 def test_training_both_layers_beats_the_best_output_layer(kind: str) -> None:
     problem = make_problem(kind)
     mlp, inputs, targets = problem.mlp, problem.inputs, problem.targets
-    site = site_of(mlp)
+    site = find_site(mlp)
     hidden = find_mlp(mlp).hidden(inputs[N:]).flatten(0, 1).detach()
     hidden = torch.cat([hidden, torch.ones(len(hidden), 1)], dim=1)
     target = targets[N:].flatten(0, 1)
@@ -83,7 +83,7 @@ def test_training_samples_at_most_so_many_tokens(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(PlainMlp, "forward", count_tokens)
     before = compute_error(mlp, inputs[N:], targets[N:])
     epochs = 300
-    assert reconstruct(site_of(mlp), inputs[:N], targets[:N], scale_D=SCALE, epochs=epochs)
+    assert reconstruct(find_site(mlp), inputs[:N], targets[:N], scale_D=SCALE, epochs=epochs)
     assert num_tokens.count(128) == epochs
     assert set(num_tokens) == {128, 128 // 7}, "training tokens and held-out tokens"
     assert compute_error(mlp, inputs[N:], targets[N:]) < 0.5 * before
@@ -97,7 +97,7 @@ def test_training_on_noise_does_not_raise_the_held_out_error() -> None:
     mlp.fc2.bias.data.zero_()
     held_out = torch.arange(16) % 8 == 7
     before = compute_error(mlp, inputs[held_out], targets[held_out])
-    reconstruct(site_of(mlp), inputs, targets, scale_D=SCALE, epochs=100)
+    reconstruct(find_site(mlp), inputs, targets, scale_D=SCALE, epochs=100)
     assert compute_error(mlp, inputs[held_out], targets[held_out]) <= before
 
 
@@ -106,7 +106,7 @@ def test_too_few_images_or_no_epochs_change_nothing(images: int, epochs: int) ->
     problem = make_problem("plain")
     before = {name: tensor.clone() for name, tensor in problem.mlp.state_dict().items()}
     inputs, targets = problem.inputs[:images], problem.targets[:images]
-    assert not reconstruct(site_of(problem.mlp), inputs, targets, scale_D=SCALE, epochs=epochs)
+    assert not reconstruct(find_site(problem.mlp), inputs, targets, scale_D=SCALE, epochs=epochs)
     assert all(torch.equal(before[name], tensor) for name, tensor in problem.mlp.state_dict().items())
 
 
@@ -115,7 +115,7 @@ def test_any_number_of_epochs_lowers_the_error(epochs: int) -> None:
     problem = make_problem("plain")
     inputs, targets = problem.inputs[:N], problem.targets[:N]
     before = compute_error(problem.mlp, inputs, targets)
-    assert reconstruct(site_of(problem.mlp), inputs, targets, scale_D=SCALE, epochs=epochs)
+    assert reconstruct(find_site(problem.mlp), inputs, targets, scale_D=SCALE, epochs=epochs)
     assert compute_error(problem.mlp, inputs, targets) < before
 
 
@@ -123,5 +123,5 @@ def test_parameters_keep_their_dtype() -> None:
     problem = make_problem("plain")
     mlp = problem.mlp.to(torch.bfloat16)
     inputs, targets = problem.inputs.bfloat16(), problem.targets.bfloat16()
-    assert reconstruct(site_of(mlp), inputs, targets, scale_D=SCALE, epochs=20)
+    assert reconstruct(find_site(mlp), inputs, targets, scale_D=SCALE, epochs=20)
     assert {parameter.dtype for parameter in mlp.parameters()} == {torch.bfloat16}

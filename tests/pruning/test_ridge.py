@@ -10,7 +10,7 @@ from pathprune.pruning.ridge import RIDGES, cross_validate_ridge
 PENALTY, IMPORTANCE = np.array([1.0, 0.2, 3.0]), np.array([1.0, 5.0, 0.1])
 
 
-def rows_of(num_rows: int, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def draw_rows(num_rows: int, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return centred inputs, and outputs that are a linear map of the inputs plus noise."""
     generator = np.random.default_rng(seed)
     x = generator.normal(size=(num_rows, 6)) * np.array([3, 2, 1, 0.5, 0.1, 0.1])
@@ -28,7 +28,7 @@ def choose_ridge(folds: list[tuple[Tensor, Tensor]]) -> float:
 
 @pytest.mark.parametrize(("num_rows", "noise"), [(200, 0.1), (20, 1.0), (12, 3.0), (8, 30.0)])
 def test_the_ridge_is_the_one_whose_fits_explain_the_other_fold_best(num_rows, noise):
-    data = [rows_of(num_rows, noise, seed) for seed in (0, 1)]
+    data = [draw_rows(num_rows, noise, seed) for seed in (0, 1)]
     errors = []
     for ridge in RIDGES:
         error = 0.0
@@ -42,11 +42,11 @@ def test_the_ridge_is_the_one_whose_fits_explain_the_other_fold_best(num_rows, n
 
 
 def test_noisier_rows_get_a_stronger_ridge():
-    ridges = [choose_ridge([make_fold(*rows_of(20, noise, seed)) for seed in (0, 1)]) for noise in (0.01, 1.0, 30.0)]
+    ridges = [choose_ridge([make_fold(*draw_rows(20, noise, seed)) for seed in (0, 1)]) for noise in (0.01, 1.0, 30.0)]
     assert ridges[0] < ridges[1] < ridges[2]
 
 
 def test_dead_inputs_and_a_single_fold_get_a_small_ridge():
     dead = (torch.zeros(6, 6, dtype=torch.float64), torch.zeros(3, 6, dtype=torch.float64))
     assert choose_ridge([dead, dead]) == RIDGES[0]
-    assert choose_ridge([make_fold(*rows_of(20, 1.0, 0))]) == pytest.approx(1e-3)
+    assert choose_ridge([make_fold(*draw_rows(20, 1.0, 0))]) == pytest.approx(1e-3)

@@ -18,7 +18,7 @@ PLAIN = {"refit_attention": False, "reconstruct": 0}
 TINY = {"img_size": 16, "patch_size": 4, "depth": 3, "embed_dim": 12, "num_heads": 2, "num_classes": 5, "mlp_ratio": 2}
 
 
-def make(scale: str = "random", *, dtype: torch.dtype = torch.float64) -> AdaptedModel:
+def make_model(scale: str = "random", *, dtype: torch.dtype = torch.float64) -> AdaptedModel:
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", **TINY, init_values=None if scale == "none" else 0.5)
     model = model.double().eval()
@@ -30,31 +30,31 @@ def make(scale: str = "random", *, dtype: torch.dtype = torch.float64) -> Adapte
     return adapt(model.to(dtype))
 
 
-def images_of(count: int, seed: int = 1) -> Tensor:
+def draw_images(count: int, seed: int = 1) -> Tensor:
     return torch.randn(count, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def batches_of(images: Tensor, size: int = 3) -> list[tuple[Tensor, Tensor]]:
+def split_batches(images: Tensor, size: int = 3) -> list[tuple[Tensor, Tensor]]:
     return [(part, torch.zeros(len(part), dtype=torch.int64)) for part in images.split(size)]
 
 
-def half(adapted: AdaptedModel, **settings) -> PrunePlan:
+def keep_odd(adapted: AdaptedModel, **settings) -> PrunePlan:
     """Make a plan that keeps the odd columns."""
     scores = {site.name: torch.arange(site.width) % 2 for site in adapted.sites}
     return make_plan(scores, sites=adapted.sites, **settings)
 
 
-def ridge_by_hand(
+def fit_ridge_by_hand(
     rows: np.ndarray, target: np.ndarray, start: np.ndarray, penalty: float, weights: np.ndarray
 ) -> tuple[np.ndarray, float]:
     """Return the weights and the bias of a ridge fit towards `start`, from least squares with penalty rows."""
     n, k = rows.shape
     anchor = np.sqrt(n * penalty)
-    counted = np.sqrt(weights)[:, None]
+    root_weights = np.sqrt(weights)[:, None]
     design = np.vstack(
-        [counted * np.hstack([rows, np.ones((n, 1))]), np.hstack([anchor * np.eye(k), np.zeros((k, 1))])]
+        [root_weights * np.hstack([rows, np.ones((n, 1))]), np.hstack([anchor * np.eye(k), np.zeros((k, 1))])]
     )
-    solution, *_ = np.linalg.lstsq(design, np.concatenate([counted[:, 0] * target, anchor * start]), rcond=None)
+    solution, *_ = np.linalg.lstsq(design, np.concatenate([root_weights[:, 0] * target, anchor * start]), rcond=None)
     return solution[:-1], solution[-1]
 
 
@@ -70,18 +70,18 @@ def refit_by_hand(
     """Fit `gamma * layer(x)` to `y` in place, one output after another."""
     rows, target = x.flatten(0, 1).numpy(), y.flatten(0, 1).numpy()
     gamma = np.ones(target.shape[1]) if gamma is None else gamma
-    counted = np.ones(len(rows)) if weights is None else weights.flatten().numpy()
-    variance = np.average((rows - np.average(rows, axis=0, weights=counted)) ** 2, axis=0, weights=counted)
+    row_weights = np.ones(len(rows)) if weights is None else weights.flatten().numpy()
+    variance = np.average((rows - np.average(rows, axis=0, weights=row_weights)) ** 2, axis=0, weights=row_weights)
     start = layer.weight.numpy().copy()
     for d in range(target.shape[1]):
         penalty = ridge * variance.mean() * (gamma**2).mean() / gamma[d] ** 2
-        weight, bias = ridge_by_hand(rows, target[:, d] / gamma[d], start[d], penalty, counted)
+        weight, bias = fit_ridge_by_hand(rows, target[:, d] / gamma[d], start[d], penalty, row_weights)
         layer.weight[d] = torch.from_numpy(weight)
         layer.bias[d] = bias
 
 
 @torch.no_grad()
-def sequential_by_hand(
+def fit_sequentially_by_hand(
     dense: AdaptedModel, plan: PrunePlan, images: Tensor, *, ridge: float, weights: List[Tensor] | None = None
 ) -> AdaptedModel:
     """Prune the model and fit its MLPs alone, on all images at once."""
@@ -101,10 +101,12 @@ def sequential_by_hand(
 
 @pytest.mark.parametrize(("scale", "size"), [("random", 1), ("random", 10), ("uniform", 4), ("none", 4)])
 def test_the_fit_equals_the_slow_implementation(scale, size):
-    adapted, images = make(scale), images_of(10)
-    plan = half(adapted)
-    pruned = prune(adapted, plan=plan, compensation=Sequential(ridge=0.01, **PLAIN), batches=batches_of(images, size))
-    expected = sequential_by_hand(adapted, plan, images, ridge=0.01)
+    adapted, images = make_model(scale), draw_images(10)
+    plan = keep_odd(adapted)
+    pruned = prune(
+        adapted, plan=plan, compensation=Sequential(ridge=0.01, **PLAIN), batches=split_batches(images, size)
+    )
+    expected = fit_sequentially_by_hand(adapted, plan, images, ridge=0.01)
     for one, other in zip(pruned.sites, expected.sites, strict=True):
         torch.testing.assert_close(one.down.weight, other.down.weight, rtol=1e-7, atol=1e-9)
         torch.testing.assert_close(one.down.bias, other.down.bias, rtol=1e-7, atol=1e-9)
@@ -113,13 +115,13 @@ def test_the_fit_equals_the_slow_implementation(scale, size):
 
 
 def test_token_weights_equal_the_slow_implementation_with_weights():
-    adapted, images = make(), images_of(10)
-    plan, batches = half(adapted), batches_of(images)
+    adapted, images = make_model(), draw_images(10)
+    plan, batches = keep_odd(adapted), split_batches(images)
     weights = compute_token_weights(adapted, batches, seed=5)
     settings = Sequential(ridge=0.01, token_weights=True, **PLAIN)
     pruned = prune(adapted, plan=plan, compensation=settings, batches=batches, seed=5)
     by_block = [torch.cat([batch[site.name] for batch in weights]) for site in adapted.sites]
-    expected = sequential_by_hand(adapted, plan, images, ridge=0.01, weights=by_block)
+    expected = fit_sequentially_by_hand(adapted, plan, images, ridge=0.01, weights=by_block)
     for one, other in zip(pruned.sites, expected.sites, strict=True):
         torch.testing.assert_close(one.down.weight, other.down.weight, rtol=1e-6, atol=1e-8)
         torch.testing.assert_close(one.down.bias, other.down.bias, rtol=1e-6, atol=1e-8)
@@ -128,16 +130,16 @@ def test_token_weights_equal_the_slow_implementation_with_weights():
 @torch.no_grad()
 @pytest.mark.parametrize("scale", ["random", "none"])
 def test_the_attention_is_refitted_behind_the_first_pruned_block(scale):
-    adapted, images = make(scale), images_of(10)
-    plan = half(adapted)
+    adapted, images = make_model(scale), draw_images(10)
+    plan = keep_odd(adapted)
     settings = Sequential(ridge=0.01, reconstruct=0)
-    pruned = prune(adapted, plan=plan, compensation=settings, batches=batches_of(images))
+    pruned = prune(adapted, plan=plan, compensation=settings, batches=split_batches(images))
     for part in ("qkv", "proj"):  # block 0 has nothing to repair
         assert torch.equal(
             pruned.model.get_submodule(f"blocks.0.attn.{part}").weight,
             adapted.model.get_submodule(f"blocks.0.attn.{part}").weight,
         )
-    expected = sequential_by_hand(adapted, half(adapted, exclude_blocks=[1, 2]), images, ridge=0.01)
+    expected = fit_sequentially_by_hand(adapted, keep_odd(adapted, exclude_blocks=[1, 2]), images, ridge=0.01)
     wide = adapted.close_block(0, *adapted.open_block(0, adapted.stem(images)))
     narrow = pruned.close_block(0, *pruned.open_block(0, pruned.stem(images)))
     dense, attn = adapted.model.blocks[1], expected.model.blocks[1].attn
@@ -158,8 +160,8 @@ def test_the_attention_is_refitted_behind_the_first_pruned_block(scale):
 
 @torch.no_grad()
 def test_refitting_the_attention_brings_the_state_before_the_last_mlp_closer():
-    adapted, images = make("none"), images_of(40)
-    plan, batches, new = half(adapted), batches_of(images), images_of(200, seed=2)
+    adapted, images = make_model("none"), draw_images(40)
+    plan, batches, new = keep_odd(adapted), split_batches(images), draw_images(200, seed=2)
 
     def last_state(each: AdaptedModel) -> Tensor:
         h = each.stem(new)
@@ -175,18 +177,18 @@ def test_refitting_the_attention_brings_the_state_before_the_last_mlp_closer():
 
 @pytest.mark.parametrize("size", [1, 3, 10])
 def test_the_batch_size_does_not_matter(size):
-    adapted, images = make(), images_of(10)
-    once = prune(adapted, plan=half(adapted), compensation="sequential", batches=batches_of(images, 4))
-    again = prune(adapted, plan=half(adapted), compensation="sequential", batches=batches_of(images, size))
+    adapted, images = make_model(), draw_images(10)
+    once = prune(adapted, plan=keep_odd(adapted), compensation="sequential", batches=split_batches(images, 4))
+    again = prune(adapted, plan=keep_odd(adapted), compensation="sequential", batches=split_batches(images, size))
     torch.testing.assert_close(once.model(images), again.model(images), rtol=1e-7, atol=1e-9)
 
 
 def test_the_first_pruned_block_is_fitted_as_by_least_squares():
-    adapted, images = make("uniform"), images_of(10)
-    plan = half(adapted, exclude_blocks=[0])
-    statistics = collect_statistics(adapted, batches_of(images), covariance=True)
+    adapted, images = make_model("uniform"), draw_images(10)
+    plan = keep_odd(adapted, exclude_blocks=[0])
+    statistics = collect_statistics(adapted, split_batches(images), covariance=True)
     plain = prune(adapted, plan=plan, compensation=LeastSquares(ridge=0.01), statistics=statistics)
-    fitted = prune(adapted, plan=plan, compensation=Sequential(ridge=0.01, **PLAIN), batches=batches_of(images))
+    fitted = prune(adapted, plan=plan, compensation=Sequential(ridge=0.01, **PLAIN), batches=split_batches(images))
     torch.testing.assert_close(fitted.sites[1].down.weight, plain.sites[1].down.weight, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(fitted.sites[1].down.bias, plain.sites[1].down.bias, rtol=1e-9, atol=1e-10)
     assert (fitted.sites[2].down.weight - plain.sites[2].down.weight).abs().max() > 0.01
@@ -194,43 +196,51 @@ def test_the_first_pruned_block_is_fitted_as_by_least_squares():
 
 @pytest.mark.parametrize("scale", ["random", "none"])
 def test_the_output_is_closer_to_the_dense_models_than_with_least_squares(scale):
-    adapted, images = make(scale), images_of(40)
-    plan = half(adapted)
-    statistics = collect_statistics(adapted, batches_of(images), covariance=True)
+    adapted, images = make_model(scale), draw_images(40)
+    plan = keep_odd(adapted)
+    statistics = collect_statistics(adapted, split_batches(images), covariance=True)
     plain = prune(adapted, plan=plan, compensation="least-squares", statistics=statistics)
-    fitted = prune(adapted, plan=plan, compensation="sequential", batches=batches_of(images))
-    new = images_of(40, seed=2)
+    fitted = prune(adapted, plan=plan, compensation="sequential", batches=split_batches(images))
+    new = draw_images(40, seed=2)
     for each in (images, new):
         expected = adapted.model(each)
         assert (fitted.model(each) - expected).norm() < 0.95 * (plain.model(each) - expected).norm()
 
 
 def test_removing_neurons_that_depend_linearly_on_kept_ones_changes_nothing():
-    adapted = make()
+    adapted = make_model()
     for block in adapted.model.blocks:
         for parameter in (block.mlp.fc1.weight.data, block.mlp.fc1.bias.data):
             parameter[0::2] = parameter[1::2]
             parameter[[0, -1, -2]] = 0.0  # constant and dead neurons
         block.mlp.fc1.bias.data[0] = 2.0
     pruned = prune(
-        adapted, plan=half(adapted), compensation=Sequential(ridge=1e-12, **PLAIN), batches=batches_of(images_of(10))
+        adapted,
+        plan=keep_odd(adapted),
+        compensation=Sequential(ridge=1e-12, **PLAIN),
+        batches=split_batches(draw_images(10)),
     )
-    new = images_of(4, seed=2)
+    new = draw_images(4, seed=2)
     torch.testing.assert_close(pruned.model(new), adapted.model(new), rtol=1e-8, atol=1e-8)
 
 
 def test_blocks_before_the_first_pruned_block_stay_and_later_blocks_are_fitted():
-    adapted, images = make(), images_of(10)
-    plan = half(adapted, exclude_blocks=[0, 2])
-    pruned = prune(adapted, plan=plan, compensation="sequential", batches=batches_of(images))
+    adapted, images = make_model(), draw_images(10)
+    plan = keep_odd(adapted, exclude_blocks=[0, 2])
+    pruned = prune(adapted, plan=plan, compensation="sequential", batches=split_batches(images))
     assert torch.equal(pruned.sites[0].down.weight, adapted.sites[0].down.weight)
     assert pruned.sites[2].width == adapted.sites[2].width
     assert not torch.equal(pruned.sites[2].down.weight, adapted.sites[2].down.weight)
 
 
 def test_a_plan_that_removes_nothing_changes_nothing():
-    adapted = make()
-    pruned = prune(adapted, plan=half(adapted, ratio=0.0), compensation="sequential", batches=batches_of(images_of(2)))
+    adapted = make_model()
+    pruned = prune(
+        adapted,
+        plan=keep_odd(adapted, ratio=0.0),
+        compensation="sequential",
+        batches=split_batches(draw_images(2)),
+    )
     for one, other in zip(pruned.sites, adapted.sites, strict=True):
         assert torch.equal(one.down.weight, other.down.weight)
         assert torch.equal(one.down.bias, other.down.bias)
@@ -238,12 +248,15 @@ def test_a_plan_that_removes_nothing_changes_nothing():
 
 @pytest.mark.parametrize("ridge", [0.0, 1e-3])
 def test_outputs_that_barely_reach_the_stream_keep_small_weights(ridge):
-    adapted, images = make(), images_of(10)
+    adapted, images = make_model(), draw_images(10)
     for block in adapted.model.blocks:
         block.ls2.gamma.data[3] = 0.0
         block.ls2.gamma.data[4] = 1e-9
     pruned = prune(
-        adapted, plan=half(adapted), compensation=Sequential(ridge=ridge, **PLAIN), batches=batches_of(images)
+        adapted,
+        plan=keep_odd(adapted),
+        compensation=Sequential(ridge=ridge, **PLAIN),
+        batches=split_batches(images),
     )
     for narrow, wide in zip(pruned.sites, adapted.sites, strict=True):
         assert torch.equal(narrow.down.weight[3], wide.down.weight[3, 1::2])
@@ -254,24 +267,29 @@ def test_outputs_that_barely_reach_the_stream_keep_small_weights(ridge):
 
 
 def test_a_model_without_biases_gets_them_and_can_be_pruned_again():
-    adapted, images = make(dtype=torch.float32), images_of(10)
+    adapted, images = make_model(dtype=torch.float32), draw_images(10)
     for block in adapted.model.blocks:
         block.mlp.fc2.bias = None
-    once = prune(adapted, plan=half(adapted), compensation="sequential", batches=batches_of(images))
-    twice = prune(once, plan=half(once), compensation="sequential", batches=batches_of(images))
+    once = prune(adapted, plan=keep_odd(adapted), compensation="sequential", batches=split_batches(images))
+    twice = prune(once, plan=keep_odd(once), compensation="sequential", batches=split_batches(images))
     assert [site.width for site in twice.sites] == [6, 6, 6]
     assert all(site.down.bias.dtype == torch.float32 for site in twice.sites)
     expected = once.model(images.float())
-    shifted = prune(once, plan=half(once), compensation="mean", statistics=collect_statistics(once, batches_of(images)))
+    shifted = prune(
+        once,
+        plan=keep_odd(once),
+        compensation="mean",
+        statistics=collect_statistics(once, split_batches(images)),
+    )
     error, shifted_error = ((each.model(images.float()) - expected).norm() for each in (twice, shifted))
     assert error < shifted_error
 
 
 def test_both_models_keep_their_training_modes_and_gradient_flags():
-    adapted = make()
+    adapted = make_model()
     adapted.model.train()
     adapted.model.blocks[0].eval()
-    pruned = prune(adapted, plan=half(adapted), compensation="sequential", batches=batches_of(images_of(3)))
+    pruned = prune(adapted, plan=keep_odd(adapted), compensation="sequential", batches=split_batches(draw_images(3)))
     for model in (adapted.model, pruned.model):
         assert model.training
         assert not model.blocks[0].training
@@ -279,9 +297,12 @@ def test_both_models_keep_their_training_modes_and_gradient_flags():
 
 
 def test_fewer_tokens_than_neurons_give_one_warning(caplog):
-    adapted = make()
+    adapted = make_model()
     pruned = prune(
-        adapted, plan=half(adapted, ratio=0.25), compensation="sequential", batches=batches_of(images_of(1))
+        adapted,
+        plan=keep_odd(adapted, ratio=0.25),
+        compensation="sequential",
+        batches=split_batches(draw_images(1)),
     )  # 18 neurons, 17 tokens
     (record,) = caplog.records
     assert "'sequential': the calibration images do not determine the fit of block 0, 1, 2" in record.getMessage()
@@ -289,14 +310,14 @@ def test_fewer_tokens_than_neurons_give_one_warning(caplog):
 
 
 def test_inputs_and_models_that_cannot_be_fitted_are_named():
-    adapted = make()
-    plan = half(adapted)
+    adapted = make_model()
+    plan = keep_odd(adapted)
     with pytest.raises(ValueError, match="compensation 'sequential' needs batches of calibration images"):
         prune(adapted, plan=plan, compensation="sequential")
     with pytest.raises(ValueError, match="compensation 'sequential' needs at least one image"):
         prune(adapted, plan=plan, compensation="sequential", batches=[])
     with pytest.raises(ValueError, match="block 0: activations are NaN or infinite"):
-        prune(adapted, plan=plan, compensation="sequential", batches=batches_of(images_of(2) * torch.nan))
+        prune(adapted, plan=plan, compensation="sequential", batches=split_batches(draw_images(2) * torch.nan))
     adapted.model.blocks[1].ls2 = nn.LayerNorm(12).double()
     with pytest.raises(ValueError, match=r"needs pre-norm blocks, .*; block 1 of this timm VisionTransformer has"):
-        prune(adapted, plan=plan, compensation="sequential", batches=batches_of(images_of(2)))
+        prune(adapted, plan=plan, compensation="sequential", batches=split_batches(draw_images(2)))

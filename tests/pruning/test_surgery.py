@@ -30,7 +30,7 @@ FAMILIES = {
 DTYPES = [(torch.float32, 1e-5), (torch.float64, 1e-12)]
 
 
-def make(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> AdaptedModel:
+def make_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> AdaptedModel:
     architecture, args = FAMILIES[name]
     torch.manual_seed(seed)
     model = timm.create_model(architecture, **{**TINY, **args}).to(dtype).eval()
@@ -43,18 +43,18 @@ def make(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ada
     return adapt(model)
 
 
-def images_for(adapted: AdaptedModel) -> Tensor:
+def draw_images(adapted: AdaptedModel) -> Tensor:
     embed = adapted.model.patch_embed
     return torch.randn(2, embed.proj.in_channels, *embed.img_size, dtype=embed.proj.weight.dtype)
 
 
-def random_plan(adapted: AdaptedModel, *, seed: int = 0, **settings) -> PrunePlan:
+def make_random_plan(adapted: AdaptedModel, *, seed: int = 0, **settings) -> PrunePlan:
     generator = torch.Generator().manual_seed(seed)
     scores = {site.name: torch.rand(site.width, generator=generator) for site in adapted.sites}
     return make_plan(scores, sites=adapted.sites, **settings)
 
 
-def snapshot(model: nn.Module) -> dict[str, Tensor]:
+def copy_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
@@ -74,10 +74,10 @@ def assert_only_mlps_narrowed(dense: dict[str, Tensor], pruned: dict[str, Tensor
 @pytest.mark.parametrize("scope", ["uniform", "global"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_pruned_equals_masked_and_only_mlps_are_narrowed(name, scope, dtype, tolerance):
-    adapted = make(name, dtype=dtype)
-    before = snapshot(adapted.model)
-    images = images_for(adapted)
-    plan = random_plan(adapted, ratio=0.6, scope=scope)
+    adapted = make_model(name, dtype=dtype)
+    before = copy_state(adapted.model)
+    images = draw_images(adapted)
+    plan = make_random_plan(adapted, ratio=0.6, scope=scope)
     pruned = apply_plan(adapted, plan=plan)
     with torch.no_grad(), mask_neurons(adapted, plan=plan):
         expected = adapted.model(images)
@@ -90,11 +90,11 @@ def test_pruned_equals_masked_and_only_mlps_are_narrowed(name, scope, dtype, tol
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_pruned_model_is_pruned_again(name):
-    adapted = make(name)
-    images = images_for(adapted)
-    once = prune(adapted, plan=random_plan(adapted, ratio=0.4, scope="global"))
+    adapted = make_model(name)
+    images = draw_images(adapted)
+    once = prune(adapted, plan=make_random_plan(adapted, ratio=0.4, scope="global"))
     assert len({site.width for site in once.sites}) > 1
-    plan = random_plan(once, seed=1, ratio=0.5)
+    plan = make_random_plan(once, seed=1, ratio=0.5)
     twice = prune(once, plan=plan)
     with mask_neurons(once, plan=plan):
         expected = once.model(images)
@@ -103,8 +103,8 @@ def test_a_pruned_model_is_pruned_again(name):
 
 
 def test_modes_gradient_flags_and_hooks_survive():
-    adapted = make("frozen-but-for-the-head")
-    pruned = apply_plan(adapted, plan=random_plan(adapted))
+    adapted = make_model("frozen-but-for-the-head")
+    pruned = apply_plan(adapted, plan=make_random_plan(adapted))
     for module, original in zip(pruned.model.modules(), adapted.model.modules(), strict=True):
         assert module.training == original.training
         assert len(module._forward_hooks) == len(original._forward_hooks) == 0
@@ -115,23 +115,23 @@ def test_modes_gradient_flags_and_hooks_survive():
 
 
 def test_surgery_works_without_gradients():
-    adapted = make("vit")
-    plan = random_plan(adapted)
+    adapted = make_model("vit")
+    plan = make_random_plan(adapted)
     with torch.no_grad():
         pruned = apply_plan(adapted, plan=plan)
     assert_only_mlps_narrowed(adapted.model.state_dict(), pruned.model.state_dict(), plan)
 
 
 def test_a_plan_that_removes_nothing_gives_the_same_model():
-    adapted = make("vit")
-    pruned = apply_plan(adapted, plan=random_plan(adapted, ratio=0.0))
+    adapted = make_model("vit")
+    pruned = apply_plan(adapted, plan=make_random_plan(adapted, ratio=0.0))
     assert pruned.model is not adapted.model
     assert all(torch.equal(a, b) for a, b in zip(pruned.model.parameters(), adapted.model.parameters(), strict=True))
 
 
 def test_a_plan_for_another_width_is_refused():
-    adapted = make("vit")
-    plan = random_plan(adapted)
+    adapted = make_model("vit")
+    plan = make_random_plan(adapted)
     narrower = apply_plan(adapted, plan=plan)
     with pytest.raises(ValueError, match=r"the plan is for widths .* make a plan for this model"):
         apply_plan(narrower, plan=plan)
@@ -140,29 +140,29 @@ def test_a_plan_for_another_width_is_refused():
 
 
 def test_an_inner_norm_added_after_adapt_is_narrowed_with_the_neurons(caplog):
-    adapted = make("vit")
+    adapted = make_model("vit")
     norm = nn.LayerNorm(96).double()
     nn.init.normal_(norm.weight)
     adapted.model.blocks[1].mlp.norm = norm  # after adapt()
-    plan = random_plan(adapted)
+    plan = make_random_plan(adapted)
     pruned = apply_plan(adapted, plan=plan)
     assert "1 pruned MLPs have an inner norm" in caplog.text
     narrow = pruned.model.blocks[1].mlp.norm
     assert narrow.normalized_shape == (48,)
     assert torch.equal(narrow.weight, norm.weight[plan.kept["blocks.1.mlp.fc2"]])
-    assert pruned.model(images_for(adapted)).isfinite().all()
+    assert pruned.model(draw_images(adapted)).isfinite().all()
 
 
 @pytest.mark.parametrize("gate_last", [False, True])
 @pytest.mark.parametrize("act", [nn.SiLU, nn.GELU])
 def test_both_halves_of_a_packed_gate_are_pruned_together(gate_last, act):
-    adapted = make("vit")
+    adapted = make_model("vit")
     mlp = GluMlp(24, 96, 24, act_layer=act, gate_last=gate_last).double()  # fc1: gate and value of 48 neurons
-    dense = snapshot(mlp)
+    dense = copy_state(mlp)
     adapted.model.blocks[1].mlp = mlp
     adapted = adapted.refresh()
-    images = images_for(adapted)
-    plan = random_plan(adapted)
+    images = draw_images(adapted)
+    plan = make_random_plan(adapted)
     pruned = apply_plan(adapted, plan=plan)
     with mask_neurons(adapted, plan=plan):
         expected = adapted.model(images)
@@ -177,7 +177,7 @@ def test_both_halves_of_a_packed_gate_are_pruned_together(gate_last, act):
 def test_a_fused_projection_loses_its_neurons_and_keeps_the_attention():
     model = timm.create_model("vit_base_patch16_xp_224", **TINY).double().eval()
     adapted = adapt(model)
-    plan = random_plan(adapted)
+    plan = make_random_plan(adapted)
     pruned = apply_plan(adapted, plan=plan)
     dense, narrow = model.blocks[0], pruned.model.blocks[0]
     kept = plan.kept["blocks.0.mlp_out_proj"]
@@ -188,17 +188,17 @@ def test_a_fused_projection_loses_its_neurons_and_keeps_the_attention():
 
 
 def test_a_model_of_unknown_image_size_is_pruned():
-    adapted = make("vit")
+    adapted = make_model("vit")
     adapted.model.patch_embed.img_size = None
     adapted.model.patch_embed.strict_img_size = False
-    assert apply_plan(adapted, plan=random_plan(adapted)).sites[0].width == 48
+    assert apply_plan(adapted, plan=make_random_plan(adapted)).sites[0].width == 48
 
 
 @pytest.mark.filterwarnings("ignore:Unwrapped parameters detected")
 def test_torch_prunings_own_pruner_changes_mlp_widths_only_with_scores_importance():
-    adapted = make("distilled")
+    adapted = make_model("distilled")
     dense = copy.deepcopy(adapted.model.state_dict())
-    images = images_for(adapted)
+    images = draw_images(adapted)
     generator = torch.Generator().manual_seed(0)
     scores = {site.name: torch.rand(site.width, generator=generator) for site in adapted.sites}
     plan = make_plan(scores, sites=adapted.sites, ratio=0.5, scope="global")

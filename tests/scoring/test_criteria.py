@@ -11,12 +11,12 @@ from pathprune.scoring import Criterion, Scores, ScoringContext, get_criterion, 
 TINY = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 3, "num_classes": 5}
 
 
-def make() -> AdaptedModel:
+def make_model() -> AdaptedModel:
     return adapt(timm.create_model("vit_tiny_patch16_224", **TINY))
 
 
 def test_random_scores_depend_on_the_seed_and_the_site_only():
-    adapted = make()
+    adapted = make_model()
     once, again, other = (score(ScoringContext(adapted, seed=seed), criterion="random") for seed in (0, 0, 1))
     (first, second) = once
     assert torch.equal(once[first], again[first])
@@ -33,7 +33,7 @@ def test_criteria_declare_their_needs():
         *("variance", "variance-weighted", "output-sensitivity", "energy", "wanda", "obs", "path-obs")
     }
     with pytest.raises(ValueError, match="criterion 'variance' needs activation statistics"):
-        score(ScoringContext(make()), criterion="variance")
+        score(ScoringContext(make_model()), criterion="variance")
 
 
 class Constant(Criterion):
@@ -60,4 +60,4 @@ def test_scores_of_any_criterion_are_checked(change, message):
     scores = {"blocks.0.mlp.fc2": torch.ones(96), "blocks.1.mlp.fc2": torch.ones(96), **change}
     criterion = Constant(scores={name: values for name, values in scores.items() if values is not None})
     with pytest.raises(ValueError, match=f"criterion 'constant': {message}"):
-        score(ScoringContext(make()), criterion=criterion)
+        score(ScoringContext(make_model()), criterion=criterion)

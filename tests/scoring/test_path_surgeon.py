@@ -19,7 +19,7 @@ from pathprune.scoring import (
 TINY = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 12, "num_heads": 2, "num_classes": 5, "mlp_ratio": 2}
 
 
-def make() -> AdaptedModel:
+def make_model() -> AdaptedModel:
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", **TINY, init_values=0.5).double().train()
     for parameter in model.parameters():
@@ -27,15 +27,15 @@ def make() -> AdaptedModel:
     return adapt(model)
 
 
-def batches_of(images: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+def split_batches(images: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
     return [(part, torch.full((len(part),), -7)) for part in images.split(size)]  # labels must not be read
 
 
-def images_of(count: int) -> Tensor:
+def draw_images(count: int) -> Tensor:
     return torch.randn(count, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def slow_sensitivity(adapted: AdaptedModel, images: Tensor, *, nodes: int, seed: int) -> list[Tensor]:
+def measure_sensitivity_slowly(adapted: AdaptedModel, images: Tensor, *, nodes: int, seed: int) -> list[Tensor]:
     """Return `[D, D]` per block, image by image, from the gradient at the block's MLP output at every node."""
     adapted.model.eval()
     generator = torch.Generator().manual_seed(seed)
@@ -63,32 +63,34 @@ def slow_sensitivity(adapted: AdaptedModel, images: Tensor, *, nodes: int, seed:
 @pytest.mark.parametrize("size", [1, 4])
 @pytest.mark.parametrize("nodes", [1, 3])
 def test_path_sensitivity_is_the_second_moment_of_integrated_gradients(nodes, size):
-    adapted, images = make(), images_of(4)
-    sensitivity = measure_path_sensitivity(adapted, batches_of(images, size), nodes=nodes, seed=3)
+    adapted, images = make_model(), draw_images(4)
+    sensitivity = measure_path_sensitivity(adapted, split_batches(images, size), nodes=nodes, seed=3)
     assert all(module.training for module in adapted.model.modules())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in adapted.model.parameters())
-    for site, expected in zip(adapted.sites, slow_sensitivity(adapted, images, nodes=nodes, seed=3), strict=True):
+    for site, expected in zip(
+        adapted.sites, measure_sensitivity_slowly(adapted, images, nodes=nodes, seed=3), strict=True
+    ):
         torch.testing.assert_close(sensitivity[site.name], expected, rtol=1e-9, atol=1e-12)
         assert sensitivity[site.name].trace() == pytest.approx(1.0)
 
 
 def test_path_and_output_sensitivity_agree_if_the_answer_is_linear_in_the_block():
-    adapted, images = make(), images_of(4)
+    adapted, images = make_model(), draw_images(4)
     adapted.model.norm = nn.Identity()  # everything after the last block is then linear
-    path = measure_path_sensitivity(adapted, batches_of(images, 2), seed=3)
-    output = measure_output_sensitivity(adapted, batches_of(images, 2), seed=3)
+    path = measure_path_sensitivity(adapted, split_batches(images, 2), seed=3)
+    output = measure_output_sensitivity(adapted, split_batches(images, 2), seed=3)
     first, last = (site.name for site in adapted.sites)
     torch.testing.assert_close(path[last], output[last], rtol=1e-9, atol=1e-12)
     assert (path[first] - output[first]).abs().max() > 1e-4
 
 
 def test_the_order_is_obs_weighed_by_sensitivity():
-    adapted, images = make(), images_of(6)
-    batches = batches_of(images, 3)
+    adapted, images = make_model(), draw_images(6)
+    batches = split_batches(images, 3)
     statistics = collect_statistics(adapted, batches, covariance=True)
     context = ScoringContext(adapted=adapted, batches=batches, statistics=statistics, seed=3)
     scores = score(context, criterion={"name": "path-obs", "ridge": 0.1, "num_images": 4})
-    sensitivity = measure_path_sensitivity(adapted, batches_of(images[:4], 2), seed=3)
+    sensitivity = measure_path_sensitivity(adapted, split_batches(images[:4], 2), seed=3)
     for site in adapted.sites:
         covariance = statistics.sites[site.name].covariance
         penalised = covariance + 0.1 * covariance.diagonal().mean() * torch.eye(24, dtype=torch.float64)
@@ -102,12 +104,12 @@ def test_the_order_is_obs_weighed_by_sensitivity():
 
 
 def test_neurons_that_do_not_affect_the_answer_are_removed_first():
-    adapted, images = make(), images_of(6)
+    adapted, images = make_model(), draw_images(6)
     with torch.no_grad():  # the head reads the first half of the stream only
         adapted.model.norm = nn.Identity()
         adapted.model.head.weight[:, 6:] = 0.0
         adapted.sites[-1].down.weight[:6, :8] = 0.0  # these neurons write the other half only
-    batches = batches_of(images, 3)
+    batches = split_batches(images, 3)
     statistics = collect_statistics(adapted, batches, covariance=True)
     context = ScoringContext(adapted=adapted, batches=batches, statistics=statistics)
     scores = score(context, criterion="path-obs")[adapted.sites[-1].name]
@@ -116,4 +118,4 @@ def test_neurons_that_do_not_affect_the_answer_are_removed_first():
 
 def test_an_empty_loader_is_refused():
     with pytest.raises(ValueError, match="path sensitivity needs at least one image"):
-        measure_path_sensitivity(make(), [])
+        measure_path_sensitivity(make_model(), [])

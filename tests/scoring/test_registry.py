@@ -14,7 +14,7 @@ class Step(RegisteredConfig):
     label: ClassVar[str] = "step"
 
 
-def steps(**settings) -> Registry[Step]:
+def make_registry(**settings) -> Registry[Step]:
     registry = Registry("step", Step, **settings)
     registry.register("walk")(type("Walk", (Step,), {"__module__": "legs"}))
     registry.register("run")(type("Run", (Step,), {"__module__": "legs"}))
@@ -68,7 +68,7 @@ def test_options_cannot_be_changed():
 
 
 def test_a_name_belongs_to_one_class():
-    registry = steps()
+    registry = make_registry()
     with pytest.raises(ValueError, match=r"step 'walk' is registered twice: by legs\.Walk and by legs\.Crawl"):
         registry.register("walk")(type("Crawl", (Step,), {"__module__": "legs"}))
     walk = registry.get("walk")
@@ -120,7 +120,7 @@ def test_a_third_party_cannot_reuse_a_built_in_name(third_party):
 
 def test_a_broken_entry_point_fails_only_when_asked_for(third_party):
     third_party(hop="third_party:Missing", skip="nowhere:Skip")
-    registry = steps(entry_point_group="steps.third")
+    registry = make_registry(entry_point_group="steps.third")
     assert registry.list_names() == ("hop", "run", "skip", "walk")
     assert registry.parse("walk").size == 1
     for name, value in (("hop", "third_party:Missing"), ("skip", "nowhere:Skip")):

@@ -12,7 +12,7 @@ from pathprune.scoring import ScoringContext, collect_statistics, measure_output
 TINY = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 12, "num_heads": 2, "num_classes": 5}
 
 
-def make() -> AdaptedModel:
+def make_model() -> AdaptedModel:
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", **TINY, init_values=0.5, proj_drop_rate=0.5).double().train()
     for parameter in model.parameters():
@@ -20,11 +20,11 @@ def make() -> AdaptedModel:
     return adapt(model)
 
 
-def batches_of(images: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+def split_batches(images: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
     return [(part, torch.full((len(part),), -7)) for part in images.split(size)]  # labels must not be read
 
 
-def slow_sensitivity(adapted: AdaptedModel, images: Tensor, seed: int) -> list[Tensor]:
+def measure_sensitivity_slowly(adapted: AdaptedModel, images: Tensor, seed: int) -> list[Tensor]:
     """Return `[D, D]` per block, image by image, from the gradient at the block's MLP output."""
     adapted.model.eval()
     generator = torch.Generator().manual_seed(seed)
@@ -49,21 +49,21 @@ def slow_sensitivity(adapted: AdaptedModel, images: Tensor, seed: int) -> list[T
 
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_output_sensitivity_is_the_second_moment_of_gradients_for_any_batch_size(size):
-    adapted, images = make(), torch.randn(5, 3, 16, 16, dtype=torch.float64)
-    sensitivity = measure_output_sensitivity(adapted, batches_of(images, size), seed=3)
+    adapted, images = make_model(), torch.randn(5, 3, 16, 16, dtype=torch.float64)
+    sensitivity = measure_output_sensitivity(adapted, split_batches(images, size), seed=3)
     assert all(module.training for module in adapted.model.modules())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in adapted.model.parameters())
-    for site, expected in zip(adapted.sites, slow_sensitivity(adapted, images, seed=3), strict=True):
+    for site, expected in zip(adapted.sites, measure_sensitivity_slowly(adapted, images, seed=3), strict=True):
         torch.testing.assert_close(sensitivity[site.name], expected, rtol=1e-9, atol=1e-12)
         assert sensitivity[site.name].trace() == pytest.approx(1.0)
 
 
 def test_the_criterion_weighs_variance_by_the_sensitivity_to_the_neurons_column():
-    adapted, images = make(), torch.randn(5, 3, 16, 16, dtype=torch.float64)
-    batches = batches_of(images, 2)
+    adapted, images = make_model(), torch.randn(5, 3, 16, 16, dtype=torch.float64)
+    batches = split_batches(images, 2)
     context = ScoringContext(adapted, batches=batches, statistics=collect_statistics(adapted, batches), seed=3)
     scores = score(context, criterion="output-sensitivity")
-    for site, moment_DD in zip(adapted.sites, slow_sensitivity(adapted, images, seed=3), strict=True):
+    for site, moment_DD in zip(adapted.sites, measure_sensitivity_slowly(adapted, images, seed=3), strict=True):
         for j in range(site.width):
             column = site.down.weight[:, j].detach()
             expected = context.statistics.sites[site.name].variance[j] * (column @ moment_DD @ column)
@@ -71,7 +71,7 @@ def test_the_criterion_weighs_variance_by_the_sensitivity_to_the_neurons_column(
 
 
 def test_several_directions_are_averaged():
-    adapted, image = make(), torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    adapted, image = make_model(), torch.randn(1, 3, 16, 16, dtype=torch.float64)
     twice = measure_output_sensitivity(adapted, [(image, torch.zeros(1))], directions=2, seed=3)
     # the same draws, one per pass
     repeated = measure_output_sensitivity(adapted, [(image, torch.zeros(1))] * 2, seed=3)
@@ -80,16 +80,16 @@ def test_several_directions_are_averaged():
 
 
 def test_images_without_any_gradient_give_zero():
-    adapted = make()
+    adapted = make_model()
     adapted.model.blocks[1].ls2.gamma.data.zero_()
-    sensitivity = measure_output_sensitivity(adapted, batches_of(torch.randn(2, 3, 16, 16, dtype=torch.float64), 2))
+    sensitivity = measure_output_sensitivity(adapted, split_batches(torch.randn(2, 3, 16, 16, dtype=torch.float64), 2))
     assert (sensitivity["blocks.1.mlp.fc2"] == 0).all()
     assert sensitivity["blocks.0.mlp.fc2"].trace() == pytest.approx(1.0)
 
 
 def test_empty_loaders_and_models_with_one_class_are_refused():
     with pytest.raises(ValueError, match="needs at least one image"):
-        measure_output_sensitivity(make(), [])
+        measure_output_sensitivity(make_model(), [])
     single = adapt(timm.create_model("vit_tiny_patch16_224", **{**TINY, "num_classes": 1}))
     with pytest.raises(ValueError, match="the model has 1 classes; use a model with at least two"):
         measure_output_sensitivity(single, [(torch.randn(1, 3, 16, 16), torch.zeros(1))])

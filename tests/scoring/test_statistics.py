@@ -12,16 +12,16 @@ from pathprune.scoring import ActivationStatistics, Moments, ScoringContext, col
 TINY = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 3, "num_classes": 5}
 
 
-def make() -> AdaptedModel:
+def make_model() -> AdaptedModel:
     torch.manual_seed(0)
     return adapt(timm.create_model("vit_tiny_patch16_224", **TINY, proj_drop_rate=0.5).double().train())
 
 
-def batches_of(images: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+def split_batches(images: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
     return [(part, torch.zeros(len(part), dtype=torch.int64)) for part in images.split(size)]
 
 
-def hidden_rows(adapted: AdaptedModel, images: Tensor) -> list[Tensor]:
+def run_hidden_activations(adapted: AdaptedModel, images: Tensor) -> list[Tensor]:
     """Return the hidden activations `[N, W]` of every block, without hooks."""
     adapted.model.eval()
     rows, h = [], adapted.stem(images)
@@ -35,10 +35,10 @@ def hidden_rows(adapted: AdaptedModel, images: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("covariance", [False, True])
 @pytest.mark.parametrize("size", [1, 3, 7])
 def test_streamed_moments_equal_moments_of_all_rows_at_once(size, covariance):
-    adapted = make()
+    adapted = make_model()
     images = torch.randn(7, 3, 16, 16, dtype=torch.float64)
-    statistics = collect_statistics(adapted, batches_of(images, size), covariance=covariance)
-    for site, rows in zip(adapted.sites, hidden_rows(adapted, images), strict=True):
+    statistics = collect_statistics(adapted, split_batches(images, size), covariance=covariance)
+    for site, rows in zip(adapted.sites, run_hidden_activations(adapted, images), strict=True):
         moments = statistics.sites[site.name]
         assert moments.num_rows == 7 * 5
         torch.testing.assert_close(moments.mean, rows.mean(0), rtol=1e-12, atol=1e-14)
@@ -85,21 +85,21 @@ def test_merging_with_moments_without_covariance_drops_the_covariance():
 
 
 def test_several_chunks_give_the_same_moments(monkeypatch):
-    adapted = make()
+    adapted = make_model()
     images = torch.randn(7, 3, 16, 16, dtype=torch.float64)
-    whole = collect_statistics(adapted, batches_of(images, 7), covariance=True)
+    whole = collect_statistics(adapted, split_batches(images, 7), covariance=True)
     monkeypatch.setattr("pathprune.scoring.moments._CHUNK_ROWS", 4)
     for site in adapted.sites:
-        chunked = collect_statistics(adapted, batches_of(images, 7), covariance=True).sites[site.name]
+        chunked = collect_statistics(adapted, split_batches(images, 7), covariance=True).sites[site.name]
         assert chunked.num_rows == 35
         torch.testing.assert_close(chunked.variance, whole.sites[site.name].variance, rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(chunked.covariance, whole.sites[site.name].covariance, rtol=1e-12, atol=1e-14)
 
 
 def test_the_model_stays_unchanged():
-    adapted = make()
+    adapted = make_model()
     adapted.model.train()
-    collect_statistics(adapted, batches_of(torch.randn(2, 3, 16, 16), 2))  # float32 images for a float64 model
+    collect_statistics(adapted, split_batches(torch.randn(2, 3, 16, 16), 2))  # float32 images for a float64 model
     assert all(module.training for module in adapted.model.modules())
     assert not any(module._forward_pre_hooks for module in adapted.model.modules())
     assert all(parameter.requires_grad for parameter in adapted.model.parameters())
@@ -107,22 +107,22 @@ def test_the_model_stays_unchanged():
 
 def test_an_empty_loader_is_refused():
     with pytest.raises(ValueError, match="need at least one image"):
-        collect_statistics(make(), [])
+        collect_statistics(make_model(), [])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_the_first_block_with_infinite_activations_is_named(bad):
-    adapted = make()
+    adapted = make_model()
     adapted.model.blocks[1].mlp.fc1.bias.data[3] = bad
     with pytest.raises(ValueError, match=r"block 1: the MLP's hidden activations \(blocks\.1\.mlp\.fc2\) are NaN or"):
-        collect_statistics(adapted, batches_of(torch.randn(2, 3, 16, 16), 2))
+        collect_statistics(adapted, split_batches(torch.randn(2, 3, 16, 16), 2))
     assert not any(module._forward_pre_hooks for module in adapted.model.modules())
 
 
 @pytest.mark.parametrize("covariance", [False, True])
 def test_statistics_survive_a_round_trip_through_a_file(tmp_path, covariance):
-    adapted = make()
-    statistics = collect_statistics(adapted, batches_of(torch.randn(3, 3, 16, 16), 2), covariance=covariance)
+    adapted = make_model()
+    statistics = collect_statistics(adapted, split_batches(torch.randn(3, 3, 16, 16), 2), covariance=covariance)
     statistics.save(tmp_path / "statistics.safetensors")
     restored = ActivationStatistics.load(tmp_path / "statistics.safetensors")
     assert list(restored.sites) == list(statistics.sites)
@@ -137,8 +137,8 @@ def test_statistics_survive_a_round_trip_through_a_file(tmp_path, covariance):
 
 
 def test_missing_covariances_are_refused():
-    adapted = make()
-    statistics = collect_statistics(adapted, batches_of(torch.randn(3, 3, 16, 16), 2))
+    adapted = make_model()
+    statistics = collect_statistics(adapted, split_batches(torch.randn(3, 3, 16, 16), 2))
     statistics.check(adapted.sites)
     with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.fc2 have no covariance; collect them with covariance=True"):
         statistics.check(adapted.sites, covariance=True)
@@ -153,11 +153,11 @@ def test_a_file_without_statistics_is_refused(tmp_path):
 
 
 def test_variance_criteria_equal_torch_var():
-    adapted = make()
+    adapted = make_model()
     images = torch.randn(7, 3, 16, 16, dtype=torch.float64)
-    context = ScoringContext(adapted, statistics=collect_statistics(adapted, batches_of(images, 3)))
+    context = ScoringContext(adapted, statistics=collect_statistics(adapted, split_batches(images, 3)))
     plain, weighted = score(context, criterion="variance"), score(context, criterion="variance-weighted")
-    for site, rows in zip(adapted.sites, hidden_rows(adapted, images), strict=True):
+    for site, rows in zip(adapted.sites, run_hidden_activations(adapted, images), strict=True):
         variance = torch.var(rows, dim=0, correction=0)
         torch.testing.assert_close(plain[site.name], variance, rtol=1e-12, atol=1e-14)
         columns = torch.stack([site.down.weight[:, j].detach().norm() ** 2 for j in range(site.width)])

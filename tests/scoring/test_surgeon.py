@@ -17,7 +17,7 @@ from pathprune.scoring.surgeon import find_removal_order
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
 
 
-def random_case(seed: int, width: int = 6) -> tuple[Tensor, Tensor]:
+def draw_case(seed: int, width: int = 6) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     weight_DW = torch.randn(3, width, generator=generator, **DOUBLE)
     rows = torch.randn(40, width, generator=generator, **DOUBLE) @ torch.randn(
@@ -44,7 +44,7 @@ def test_removing_one_of_two_equal_neurons_is_free_and_the_other_then_costs_both
 
 @pytest.mark.parametrize("seed", range(5))
 def test_each_removal_adds_the_least_error_after_refitting(seed: int) -> None:
-    weight_DW, covariance = random_case(seed)
+    weight_DW, covariance = draw_case(seed)
     penalty = 0.1
     ridge = covariance + penalty * torch.eye(6, **DOUBLE)
 
