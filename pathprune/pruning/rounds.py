@@ -11,7 +11,7 @@ from pathprune.pruning.plan import PrunePlan
 from pathprune.scoring.scores import Scores, validate_scores
 
 
-def widths_after(plan: PrunePlan, *, done: int, rounds: int) -> dict[str, int]:
+def interpolate_widths(plan: PrunePlan, *, done: int, rounds: int) -> dict[str, int]:
     """Return the width of every site after `done` of `rounds` equal steps from the dense widths to the plan's."""
     return {row.site: row.width - round((row.width - row.kept) * done / rounds) for row in plan.table()}
 
@@ -38,7 +38,7 @@ def keep_all(sites: Sequence[NeuronSite]) -> PrunePlan:
     )
 
 
-def composed(first: PrunePlan, then: PrunePlan) -> PrunePlan:
+def compose_plans(first: PrunePlan, then: PrunePlan) -> PrunePlan:
     """Return one plan that removes the neurons of two successive plans.
 
     Columns of `then` count the neurons that `first` keeps. Columns of the result count the neurons of the model that

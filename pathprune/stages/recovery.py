@@ -14,7 +14,7 @@ from pathprune.keys import key_of
 from pathprune.models.checkpoint import load_pruned
 from pathprune.models.pruned_config import read_pruned_config
 from pathprune.pruning import PrunePlan
-from pathprune.pruning.rounds import composed, keep_all, keep_best, widths_after
+from pathprune.pruning.rounds import compose_plans, interpolate_widths, keep_all, keep_best
 from pathprune.recipe import Recipe
 from pathprune.recovery import RecoverConfig
 from pathprune.report.rows import RecoveryRecord
@@ -117,7 +117,7 @@ class _Recovery:
             model, self.config, name=name, key=key, teacher=experiment.context.model.module
         )
         history = [*history, *({"round": number, **record} for record in records)]
-        whole = composed(left, plan)
+        whole = compose_plans(left, plan)
         Checkpoints(experiment.context, experiment.splits).save(
             artifact,
             lambda: model,
@@ -133,7 +133,7 @@ class _Recovery:
         else:
             dense = self.experiment.scoring.scores(self.variant.criterion)
             scores = {site: dense[site][columns] for site, columns in left.kept.items()}
-        widths = widths_after(self.plan, done=number, rounds=self.config.rounds)
+        widths = interpolate_widths(self.plan, done=number, rounds=self.config.rounds)
         return keep_best(scores, sites=stages.context.model.adapted.sites, widths=widths)
 
     def _kept_plan(self, checkpoint: Path) -> PrunePlan:
