@@ -21,8 +21,8 @@ def measure_overlap(counts: Sequence[Tensor], num_images: Tensor, *, top_k: int 
     - num_images: the number of images of each class, `[C]`.
     - top_k: the number of neurons of a layer on a path.
 
-    The share is the mean over layers and over all pairs of different images. Without such pairs (a class without
-    images, or a class of one image against itself) the share is NaN.
+    The share is the mean over layers and over all pairs of different images. The share is NaN if there is no pair: for
+    a class without images, and for a class of one image against itself.
     """
     images_C = num_images.double()
     pairs_CC = images_C[:, None] * images_C - torch.diag(images_C)

@@ -53,7 +53,7 @@ class PathMeasure:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> PathMeasure:
-        """Return the measure whose `to_tensors` gave `tensors`."""
+        """Build a measure from the result of `to_tensors`."""
         return cls(
             jas=tensors["jas"],
             removed=Effects(tensors["removed.probability"], tensors["removed.correct"]),
@@ -90,10 +90,10 @@ class PathMeasures:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> PathMeasures:
-        """Return the measures whose `to_tensors` gave `tensors`."""
+        """Build measures from the result of `to_tensors`."""
         return cls({kind: PathMeasure.from_tensors(_select(tensors, f"{kind}.")) for kind in PATH_KINDS})
 
 
 def _select(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names start with `prefix`, without the prefix."""
+    """Return the tensors with names of this prefix, under their names without the prefix."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""Most used neurons of paths, and the images that activate these neurons most."""
+"""Most used neurons of paths, and the images that activate the neurons most."""
 
 # B images of a batch, C classes, T tokens, W neurons of a layer, n watched neurons of a layer, m kept images per neuron
 
@@ -23,7 +23,7 @@ class TopImages:
     activations: Tensor  # float64
 
     def merge(self, activations_nB: Tensor, *, start: int, number: int) -> TopImages:
-        """Return the best `number` of these images and of a batch whose first image is item `start`."""
+        """Return the best `number` of these images and of a batch that begins with item `start`."""
         items_nB = torch.arange(start, start + activations_nB.shape[1]).expand_as(activations_nB)
         activations = torch.cat([self.activations, activations_nB], 1)
         items = torch.cat([self.items, items_nB], 1)

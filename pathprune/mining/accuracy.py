@@ -43,7 +43,7 @@ class PathAccuracy:
 
     @property
     def meets_goal(self) -> bool:
-        """Whether the agreement is at least the goal, up to the one neuron that the sample can resolve."""
+        """True if the agreement reaches the goal, up to the one neuron that the sample can resolve."""
         return self.num_agreeing >= math.floor(self.goal * self.num_neurons)
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ class PathAccuracy:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> PathAccuracy:
-        """Return the accuracy whose `to_dict` gave `content`."""
+        """Build an accuracy from the result of `to_dict`."""
         return cls(**{name: content[name] for name in cls.__dataclass_fields__})
 
 

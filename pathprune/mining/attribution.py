@@ -1,13 +1,13 @@
 """Joint attribution of neuron paths: integrals over α, with the clamped prefix carried along (arXiv 2503.09046).
 
 Layers are clamped in order, and nothing before block `l + 1` changes once the neurons of layer `l` are chosen. A
-`Prefix` therefore keeps, for every node α, the model's state where block `l` is open, and the derivative of that state
-along "+1 on every clamped value of every chosen neuron". One backward pass from the objective to the prefix then gives
-two results: the gradient of every neuron of layer `l`, and the sum of the gradients of all neurons chosen before.
+`Prefix` therefore keeps, for every node α, the model's state at the open block `l` and the state's derivative along "+1
+on every clamped activation of every chosen neuron". One backward pass from the objective to the prefix then gives two
+results: the gradient of every neuron of layer `l`, and the sum of the gradients of all neurons chosen before.
 """
 
 # B images, M nodes, N = M·B pairs of node and image (nodes outermost), T tokens, R clamped tokens, D channels,
-# E numbers that the next block reads of a token, W neurons of a layer, k neurons chosen in a layer, L layers
+# E numbers per token in `read_block`, W neurons of a layer, k neurons chosen in a layer, L layers
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from pathprune.models.precision import Passes
 from pathprune.models.seam import AdaptedModel
 
 
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+def promote_to_float32(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of softmax, sums and scores for a model that computes in `dtype`."""
     return torch.promote_types(dtype, torch.float32)
 
 
 @dataclass(frozen=True)
 class BlockState:
-    """State of a model whose block is open for clamped values: all that these values do not affect.
+    """State of a model at an open block: everything that does not depend on the block's clamped activations.
 
-    `h_NTD` and `read_NTE` are None where every token is clamped, and at the last block. Otherwise their rows of clamped
-    tokens are placeholders, replaced when the block is closed.
+    `h_NTD` and `read_NTE` are None if every token is clamped, and at the last block. Their rows of clamped tokens are
+    placeholders until the block is closed.
     """
 
-    m_NRD: Tensor  # residual stream of the open block, to which its MLP's output is added
+    m_NRD: Tensor  # residual stream of the open block; the MLP's output is added to it
     h_NTD: Tensor | None = None  # input of the next block
-    read_NTE: Tensor | None = None  # numbers that the next block reads of each token of `h_NTD`
+    read_NTE: Tensor | None = None  # `AdaptedModel.read_block` of the next block
 
     def to_tensors(self) -> tuple[Tensor, ...]:
         """Return the tensors that are not None, in the order of the fields."""
@@ -48,7 +48,7 @@ class BlockState:
 
     @classmethod
     def from_tensors(cls, tensors: Iterable[Tensor]) -> BlockState:
-        """Return the state whose `to_tensors` gave `tensors`."""
+        """Build a state from the result of `to_tensors`."""
         return cls(*tensors)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> BlockState:
@@ -58,9 +58,9 @@ class BlockState:
 
 @dataclass(frozen=True)
 class Prefix:
-    """Model whose layers before `block` are clamped at their chosen neurons, with `block` open for its own values.
+    """Model with every layer before `block` clamped at its chosen neurons, and with `block` open.
 
-    `tangent` is the derivative of `state` along +1 on every clamped value of every chosen neuron.
+    `tangent` is the derivative of `state` along +1 on every clamped activation of every chosen neuron.
     """
 
     block: int
@@ -70,11 +70,12 @@ class Prefix:
 
 @dataclass(frozen=True)
 class JointAttribution:
-    """Integrals ∫ ∂p/∂v dα of one batch of images, whose layers are clamped to values `v(α)`.
+    """Integrals ∫ ∂p/∂v dα for one batch of images, where v(α) are the clamped hidden activations.
 
-    - objective: the function `p` of the model's output.
-    - clamped_tokens, readout_tokens: indices of the tokens that are clamped, and that the head reads; None: all tokens.
-    - passes: returns the context manager that block passes run in.
+    - objective: the function p of the model's output.
+    - clamped_tokens: indices of the clamped tokens; None for all tokens.
+    - readout_tokens: indices of the tokens that the head reads; None for all tokens.
+    - passes: a function that returns the context manager of block passes.
     """
 
     adapted: AdaptedModel
@@ -96,9 +97,10 @@ class JointAttribution:
         return Prefix(0, state, state.map(torch.zeros_like))
 
     def integrate_layer(self, prefix: Prefix) -> tuple[Tensor, Tensor]:
-        """Clamp all neurons of `prefix.block` to α·a and integrate gradients.
+        """Clamp all neurons of `prefix.block` to α·a and integrate ∂p/∂v.
 
-        Returns the layer's own ∫ ∂p/∂v `[B, R, W]`, and the sum of those of all neurons chosen before, `[B]`.
+        Return the integrals of this layer's neurons `[B, R, W]`, and the sum of the integrals of all neurons chosen
+        before `[B]`.
         """
         v_NRW = (self._alpha * self.clean.values[prefix.block]).flatten(0, 1).requires_grad_()
         state = prefix.state.map(lambda x: x.detach().requires_grad_())
@@ -120,7 +122,7 @@ class JointAttribution:
         return Prefix(block + 1, BlockState.from_tensors(values), BlockState.from_tensors(derivatives))
 
     def integrate_path(self, prefix: Prefix, chosen_Bk: Tensor) -> Tensor:
-        """Clamp the last layer like those before: return ∫ Σ ∂p/∂v over the chosen neurons of all layers, `[B]`."""
+        """Clamp the last layer like the layers before, and return ∫ Σ ∂p/∂v over all chosen neurons `[B]`."""
 
         def run_to_objective(v_NRW: Tensor, state: BlockState) -> Tensor:
             return self._run_suffix(prefix.block, v_NRW, state)
@@ -146,7 +148,7 @@ class JointAttribution:
     def evaluate_objective(self, h_NTD: Tensor) -> Tensor:
         """Return the objective at the last block's output: `[N, T, D]` -> `[N]`."""
         output_NK = self.adapted.head(h_NTD)
-        output_of_node = output_NK.to(at_least_float32(output_NK.dtype)).chunk(len(self.quadrature.alpha_M))
+        output_of_node = output_NK.to(promote_to_float32(output_NK.dtype)).chunk(len(self.quadrature.alpha_M))
         return torch.cat([self.objective(output_BK) for output_BK in output_of_node])
 
     def integrate(self, integrand: Tensor) -> Tensor:
@@ -184,14 +186,14 @@ class JointAttribution:
         return self.adapted.open_block(block + 1, h_NTD, tokens, read=read_NTE)
 
     def _close_clamped_tokens(self, block: int, v_NRW: Tensor, state: BlockState) -> Tensor:
-        """Return the output of `block` at the clamped tokens that a later step reads: `[N, R, D]`."""
+        """Return the output of `block` at the clamped tokens, at the last block only those that the head reads."""
         tokens = self._tokens_read_from(block)
         if self.clamped_tokens is None and tokens is not None:
             v_NRW = v_NRW[:, tokens]
         return self.adapted.close_block(block, state.m_NRD, v_NRW.to(state.m_NRD.dtype))
 
     def _close_free_tokens(self, block: int, m_NTD: Tensor, u_NTW: Tensor) -> BlockState:
-        """Return the state of the open `block`, from which the tokens that are not clamped go on to the next block."""
+        """Close the open `block` for tokens that are not clamped, and return the state of the model."""
         is_last = block == len(self.adapted.sites) - 1
         if self.clamped_tokens is None or is_last:
             return BlockState(m_NTD)
@@ -200,7 +202,7 @@ class JointAttribution:
         return BlockState(m_NTD[:, self.clamped_tokens], h_NTD, read_NTE)
 
     def _tokens_read_from(self, block: int) -> Tensor | None:
-        """Return the tokens of a block's output that a later step reads; None: all tokens."""
+        """Return the tokens of a block's output that are read later; None for all tokens."""
         return self.readout_tokens if block == len(self.adapted.sites) - 1 else None
 
     def _differentiate(

@@ -22,8 +22,8 @@ def rank_by_influence(attribution: JointAttribution, images: Tensor) -> tuple[li
     G is the gradient of the objective with respect to the activation, averaged over the inputs α·images. Scores are
     Σ G over the clamped tokens; own terms are Σ a·G, with a from the clean images.
 
-    The definition clamps the layers up to `l` to their own values. Such clamping cuts the graph before `l` and leaves
-    the rest free, so that one ordinary backward pass gives the gradients of all layers.
+    The definition clamps the layers up to `l` to their own values. This cuts the graph before `l` and changes nothing
+    after `l`, and therefore one ordinary backward pass gives the gradients of all layers.
     """
     adapted, clean, quadrature = attribution.adapted, attribution.clean, attribution.quadrature
     inputs = (quadrature.alpha_M.to(images.dtype)[:, None, None, None, None] * images).flatten(0, 1)

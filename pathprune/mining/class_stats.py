@@ -85,7 +85,7 @@ class ClassStats:
             published_KW.index_add_(0, labels, normalize_rows(scores_BW.cpu().to(torch.float64)))
 
     def add_classes(self, classes: Tensor, other: ClassStats) -> None:
-        """Add `other` in place, whose row `i` holds the statistics of class `classes[i]` (int64)."""
+        """Add the statistics of `other` in place: row `i` of `other` to class `classes[i]` (int64)."""
         self._load_sums()
         self.num_images.index_add_(0, classes, other.num_images)
         for statistic in STATISTICS:

@@ -18,15 +18,15 @@ class CleanPass:
     """Results of one forward pass with nothing clamped."""
 
     first_m_BTD: Tensor  # residual stream of block 0, to which its MLP's output is added
-    first_u_BTW: Tensor  # hidden rows of block 0
-    values: tuple[Tensor, ...]  # hidden rows of the clamped tokens, per layer [B, R, W_l]
+    first_u_BTW: Tensor  # hidden activations of block 0
+    values: tuple[Tensor, ...]  # hidden activations of the clamped tokens, per layer [B, R, W_l]
     output_BK: Tensor
 
 
 def run_clean_pass(
     adapted: AdaptedModel, images: Tensor, *, clamped_tokens: Tensor | None, dtype: torch.dtype
 ) -> CleanPass:
-    """Run the model on `images` and keep the hidden rows of `clamped_tokens` (int64 `[R]`, None: all), in `dtype`.
+    """Run the model on `images`. `clamped_tokens` are int64 `[R]`, None for all; kept results have `dtype`.
 
     Raises `ValueError` if the hidden activations of a block are NaN or infinite.
     """

@@ -12,7 +12,7 @@ from pathprune.mining.quadrature import Quadrature, Rule, build_quadrature
 Tokens = Literal["class", "all"]
 TOKENS: tuple[Tokens, ...] = get_args(Tokens)
 
-_DEFAULT_NODES: dict[Tokens, tuple[int, int]] = {"class": (4, 4), "all": (6, 12)}  # all layers, first layer
+_DEFAULT_NODES: dict[Tokens, tuple[int, int]] = {"class": (4, 4), "all": (6, 12)}  # nodes, first_nodes
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,15 @@ class Integral:
 
 
 def resolve_nodes(tokens: Tokens, nodes: int | None = None, first_nodes: int | None = None) -> tuple[int, int]:
-    """Return the number of nodes of most layers and that of the first layer.
+    """Return `nodes` and `first_nodes` with their defaults filled in.
 
-    An explicit number is kept. Without `nodes`, both numbers depend on the clamped tokens. With `nodes` alone, the
-    first layer has as many nodes as the others.
-
-    With all tokens clamped, scaling a layer down changes the model's states most, above all in the first layer, so too
-    few nodes show there first. No prefix is carried into the first layer, so that its number of nodes is free.
+    Given numbers are kept. `nodes` defaults to a number for the clamped tokens. `first_nodes` defaults to `nodes`, or,
+    without `nodes`, to a number for the clamped tokens.
     """
-    default_nodes, default_first_nodes = _DEFAULT_NODES[tokens] if nodes is None else (nodes, nodes)
-    return default_nodes, default_first_nodes if first_nodes is None else first_nodes
+    # Scaling a layer down changes the model's states most if all tokens are clamped, above all in the first layer. The
+    # first layer may have more nodes than the others, because no prefix is carried into it.
+    if nodes is None:
+        nodes, default_first_nodes = _DEFAULT_NODES[tokens]
+    else:
+        default_first_nodes = nodes
+    return nodes, default_first_nodes if first_nodes is None else first_nodes

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pathprune.mining import baselines
-from pathprune.mining.attribution import JointAttribution, at_least_float32
+from pathprune.mining.attribution import JointAttribution, promote_to_float32
 from pathprune.mining.clean_pass import resolve_classes, run_clean_pass
 from pathprune.mining.integral import TOKENS, Integral, Tokens, resolve_nodes
 from pathprune.mining.mined import MinedPaths, normalize_rows
@@ -49,11 +49,11 @@ def locate_paths(
 
     - method: `jas` locates layer by layer with the joint attribution score. `activation` and `influence-pattern` are
       the paper's baselines.
-    - rule, nodes: the quadrature of the integrals; the paper's is `left-riemann` with 20 nodes. None: the number of
-      Gauss–Legendre nodes that finds more than 99.5 % of the converged integral's neurons, which is 4, or 6 with all
-      tokens clamped. Most of the other neurons are ties, whose scores differ by a ten-thousandth.
-    - first_nodes: the nodes of the first layer, whose integrand is the roughest. None: as many as `nodes`, or 12 if
-      `nodes` is None too and all tokens are clamped.
+    - rule, nodes: the quadrature of the integrals; the paper's is `left-riemann` with 20 nodes. None: 4 nodes, or 6
+      with all tokens clamped. As Gauss–Legendre nodes, they find more than 99.5 % of the converged integral's neurons.
+      Most of the other neurons are near ties, with scores that differ by a ten-thousandth.
+    - first_nodes: the number of nodes of the first layer, where the integrand is the roughest. None: as many as
+      `nodes`, or 12 if `nodes` is None too and all tokens are clamped.
     - tokens: `class` clamps the tokens that the head reads (class and distillation token), `all` clamps every token.
     - objective: the number to explain: an objective, or a function of the model's output `[B, K]` -> `[B]`. None: the
       target's probability, or the cosine to the clean embedding for a model without a classifier.
@@ -138,7 +138,7 @@ def _open_batch(
 ) -> Iterator[_Batch]:
     """Run the clean pass and yield the batch's attribution, with the model in eval mode."""
     device = images.device
-    dtype = at_least_float32(images.dtype)
+    dtype = promote_to_float32(images.dtype)
     quadrature = Quadrature(*(x_M.to(device, dtype) for x_M in integral.quadrature()))
     readout_tokens = torch.tensor(adapted.readout, device=device) if adapted.readout else None
     clamped_tokens = readout_tokens if integral.tokens == "class" else None
@@ -177,10 +177,10 @@ def _locate_jointly(attribution: JointAttribution, integral: Integral, top_k: in
         scores.append((g_BRW.sum(1) + earlier_g_B[:, None]) * (a_BRW.sum(1) + earlier_a_B[:, None]))
         own.append((a_BRW * g_BRW).sum(1))
         chosen.append(_choose_best(scores[-1], top_k))
-    if top_k == 1:  # the prefix already clamps the path whose score is wanted
+    if top_k == 1:  # the prefix already clamps the path to score
         jas_B = attribution.sum_activations(chosen) * attribution.integrate_path(prefix, chosen[-1])
     else:
-        jas_B = attribution.score_path(_best_path(chosen))
+        jas_B = attribution.score_path(_take_best_path(chosen))
     return _Located(scores, own, chosen, jas_B)
 
 
@@ -191,7 +191,7 @@ def _locate_by_ranking(attribution: JointAttribution, images: Tensor, method: Me
     else:
         scores, own = baselines.rank_by_influence(attribution, images)
     chosen = [_choose_best(scores_BW, top_k) for scores_BW in scores]
-    return _Located(scores, own, chosen, attribution.score_path(_best_path(chosen)))
+    return _Located(scores, own, chosen, attribution.score_path(_take_best_path(chosen)))
 
 
 def _integrate_first_layer(attribution: JointAttribution, quadrature: Quadrature) -> Tensor:
@@ -207,7 +207,7 @@ def _choose_best(scores_BW: Tensor, top_k: int) -> Tensor:
     return scores_BW.sort(dim=1, descending=True, stable=True).indices[:, :top_k]
 
 
-def _best_path(chosen: list[Tensor]) -> Tensor:
+def _take_best_path(chosen: list[Tensor]) -> Tensor:
     """Return the path of each layer's best neuron: per layer `[B, k]` -> `[B, L]`."""
     return torch.stack([chosen_Bk[:, 0] for chosen_Bk in chosen], dim=1)
 

@@ -1,7 +1,7 @@
 """Objectives of attribution: one number per image, computed from the model's output.
 
 An objective names the classes that an output `[B, K]` (logits or an embedding) distinguishes, and returns the function
-of the output whose gradient is attributed.
+of the output to differentiate.
 """
 
 # B images, K numbers of an output, C classes
@@ -46,7 +46,7 @@ class ClassProbability:
 
 @dataclass(frozen=True)
 class LabelProbability:
-    """Sigmoid of the target class's own logit. For multi-label classifiers, whose classes do not compete."""
+    """Sigmoid of the target class's own logit. For multi-label classifiers, where classes do not compete."""
 
     def class_logits(self, output_BK: Tensor) -> Tensor:
         return output_BK
@@ -68,7 +68,7 @@ class CleanCosine:
 
 @dataclass(frozen=True)
 class CustomObjective:
-    """User's function of the output. `has_classes`: the output is logits, whose classes are targets and predictions."""
+    """Function of the output given by the user. `has_classes` says that the output is logits."""
 
     function: ObjectiveFunction
     has_classes: bool
@@ -90,8 +90,8 @@ def resolve_objective(num_classes: int, objective: Objective | ObjectiveFunction
         return ClassProbability() if num_classes else CleanCosine()
     if isinstance(objective, ClassProbability | LabelProbability) and num_classes == 0:
         raise ValueError(
-            "the model has no classifier whose classes could be explained; choose the objective cosine, or zero-shot "
-            "with a head of text embeddings"
+            "the objective needs a classifier but the model has none; choose the objective cosine, or zero-shot with a "
+            "head of text embeddings"
         )
     return objective if isinstance(objective, Objective) else CustomObjective(objective, has_classes=num_classes > 0)
 

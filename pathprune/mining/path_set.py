@@ -106,7 +106,7 @@ class PathSet:
     def from_tensors(
         cls, tensors: Mapping[str, Tensor], site_names: Sequence[str], class_names: Sequence[str], settings: Settings
     ) -> PathSet:
-        """Return the path set whose `to_tensors` gave `tensors`; other entries of `tensors` are ignored."""
+        """Build a path set from the result of `to_tensors`; other entries of `tensors` are ignored."""
         columns = {name: tensors[name] for name in TENSOR_NAMES}
         return cls(site_names=tuple(site_names), class_names=tuple(class_names), settings=settings, **columns)
 

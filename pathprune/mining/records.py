@@ -1,7 +1,7 @@
 """Descriptions that the records of a mining run carry on disk.
 
-Every record has a JSON description under the key `pathprune` of its file's metadata: schema version, site names, class
-names and settings. Class statistics (safetensors) and path sets (parquet) are such records.
+Class statistics (safetensors) and path sets (parquet) carry a JSON description in their file's metadata, under the key
+`pathprune`: schema version, site names, class names and settings.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class Sampling:
     - images_per_class: the most images of each class. None: no limit.
     - classes: class numbers to choose from. None: all classes.
     - by: the class of an image, for sampling: its label or the model's prediction.
-    - only_correct: use only images whose label the model predicts.
+    - only_correct: use only images that the model classifies correctly.
     """
 
     num_images: int | None = None
@@ -41,7 +41,7 @@ class Sampling:
 
     @property
     def needs_predictions(self) -> bool:
-        """Whether the choice depends on the model."""
+        """True if the choice depends on the model."""
         return self.by == "prediction" or self.only_correct
 
 
@@ -50,8 +50,8 @@ def sample_for_mining(
 ) -> LabelledImages:
     """Return the images to mine, labelled with the class that each image counts for.
 
-    Predictions, where needed, are made in random order until every class has its share. If some class stays short, the
-    whole split is predicted. Raises `DataError` if no image is left.
+    If the choice needs predictions, the model predicts images in random order until every class has its share. Classes
+    that stay short are predicted completely. Raises `DataError` if no image is left.
     """
     pool = images
     if sampling.classes is not None and sampling.by == "label":
@@ -93,7 +93,7 @@ def _select_by_prediction(
     selected = pool.take(np.concatenate(kept_items))
     if sampling.by == "label":
         return selected
-    # predicted classes are numbered by the model, so that the split's class names do not apply
+    # the model numbers the predicted classes; the split's class names may be in another order
     return replace(selected, labels=np.concatenate(kept_classes), class_names=())
 
 

@@ -59,7 +59,7 @@ def mine_split(
     - batch_size: images mined together within a shard. `auto`: the largest that fits into memory, starting from
       `shard_size` and halved until it fits.
     - process, num_processes: shards are dealt to processes in turn. One process must have called `shards.prepare()`.
-    - on_progress: receives the number of finished images, including those of other processes.
+    - on_progress: receives the number of finished images, other processes included.
     """
     split = split_into_shards(images, shard_size)
     own_shards = range(process, len(split), num_processes)
@@ -92,7 +92,7 @@ def mine_split(
 
 
 def split_into_shards(images: LabelledImages, shard_size: int) -> list[NDArray[np.int64]]:
-    """Return the positions of every shard's images, sorted by class so that a shard has statistics of few classes."""
+    """Return the positions of every shard's images. Images are sorted by class, for shards with few classes each."""
     return _split_evenly(np.argsort(images.labels, kind="stable"), shard_size)
 
 

@@ -81,7 +81,7 @@ class Mean:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval excludes 0."""
+        """True if the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
 
@@ -105,7 +105,7 @@ def inspection_page(findings: Findings) -> Page:
         ],
         [
             Section("How strong are the paths?", [strength_table(findings)]),
-            Section("What do they do?", [effect_table(findings), Prose(_EFFECT_NOTE, tone="muted")]),
+            Section("What effects do the paths have?", [effect_table(findings), Prose(_EFFECT_NOTE, tone="muted")]),
             *_class_sections(findings),
             *_neuron_sections(findings),
         ],
@@ -123,9 +123,9 @@ def inspection_words(findings: Findings) -> str:
 
 
 _EFFECT_NOTE = (
-    "Change of the explained class's probability, and of the share of images classified right, in points, when the "
+    "Change of the explained class's probability and of the share of correctly classified images, in points, when the "
     "neurons on the path are set to zero or doubled; with 95 % intervals. Bold colours: the interval of the difference "
-    "to random paths, image by image, leaves 0 out."
+    "to random paths, image by image, excludes 0."
 )
 
 
@@ -210,8 +210,8 @@ def _class_sections(findings: Findings) -> list[Section]:
     figure = Figure(
         "shared-paths",
         "Share of path neurons that two images have in common",
-        "A grid of classes by classes, alike ones side by side; each cell is the darker, the more neurons the paths of "
-        "two images of these classes share.",
+        "A grid of classes by classes, similar classes side by side. The more neurons the paths of two images of the "
+        "classes share, the darker is their cell.",
         [_grid(findings, order)],
         caption="Mean over pairs of different images and over blocks, in %; classes are ordered by average linkage."
         + (f" {left_out} more classes are not shown." if left_out else ""),
@@ -250,13 +250,13 @@ def _neuron_sections(findings: Findings) -> list[Section]:
         for view in findings.neurons
     ]
     text = (
-        "The images whose highest activation of the neuron is the largest, best first: what it looks for, and not only "
-        "in the classes whose paths use it."
+        "The images with the highest activation of the neuron, best first. The images are of all classes, not only of "
+        "the classes with the neuron on their paths."
     )
     return [
         Section(
-            "Which neurons are used most, and what excites them?",
-            [Prose(text), neuron_table(findings), Details("The most exciting images", galleries)],
+            "Which neurons are used most, and which images activate them?",
+            [Prose(text), neuron_table(findings), Details("The images with the highest activation", galleries)],
         )
     ]
 

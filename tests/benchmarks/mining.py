@@ -1,10 +1,10 @@
-"""Time mining: the definition as published, and this package's way to the same paths.
+"""Benchmark of mining: the published implementation against this package, which locates the same paths.
 
     python tests/benchmarks/mining.py [--checkpoint FOLDER --data SOURCE] [--images 32] [--device cuda] …
 
-Variants are timed in one process and in turn (A B C D, A B C D, …), so that a busy machine slows all alike; printed are
-medians of the time an image takes. The published way goes image by image, so that a few of the images are enough to
-time it. Cost is also counted: the FLOPs of matrix products per image, in units of one plain forward pass.
+One process times all variants in turn (A B C D, A B C D, …), so that other load on the machine slows every variant
+alike. The output shows median times per image. The published implementation mines image by image, so that a few images
+are enough to time it. The output also shows the FLOPs of matrix products per image, relative to one forward pass.
 """
 
 # B images, M nodes, L layers, W neurons of a layer
@@ -14,7 +14,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -32,21 +33,24 @@ from pathprune.models.loading import load_model
 from pathprune.models.seam import AdaptedModel
 
 
-def published_paths(adapted: AdaptedModel, images: Tensor, targets: Tensor, *, nodes: int = 20) -> Tensor:
-    """Locate paths `[B, L]` as the published code does: image by image, its nodes as one batch.
+def locate_published_paths(adapted: AdaptedModel, images: Tensor, targets: Tensor, *, nodes: int = 20) -> Tensor:
+    """Locate paths `[B, L]` as the published code does: image by image, with the nodes as one batch.
 
-    Clean activations take a forward pass per layer; every layer's step a whole forward pass with the layers up to it
-    clamped, and a backward pass for each of them. The score of the finished path is left out.
+    Clean activations take one forward pass per layer. Every layer then takes a whole forward pass with the layers up to
+    it clamped, and one backward pass for each clamped layer. The score of the finished path is not computed.
     """
     with evaluating(adapted.model):
-        paths = [_published_path(adapted, image[None], int(y), nodes) for image, y in zip(images, targets, strict=True)]
+        paths = [
+            _locate_published_path(adapted, image[None], int(target), nodes)
+            for image, target in zip(images, targets, strict=True)
+        ]
     return torch.tensor(paths)
 
 
-def _published_path(adapted: AdaptedModel, image: Tensor, target: int, nodes: int) -> list[int]:
+def _locate_published_path(adapted: AdaptedModel, image: Tensor, target: int, nodes: int) -> list[int]:
     num_layers = len(adapted.sites)
     with torch.no_grad():
-        activations = [_hidden_row(adapted, image, layer) for layer in range(num_layers)]
+        activations = [_record_activation(adapted, image, layer) for layer in range(num_layers)]
     alpha_M1 = (torch.arange(nodes, device=image.device, dtype=image.dtype) / nodes)[:, None]
     chosen: list[int] = []
     for layer, a_W in enumerate(activations):
@@ -56,7 +60,7 @@ def _published_path(adapted: AdaptedModel, image: Tensor, target: int, nodes: in
             v_MW[:, neuron] *= alpha_M1[:, 0]
             clamped.append(v_MW.requires_grad_())
         clamped.append((alpha_M1 * a_W).requires_grad_())
-        p_M = _clamped_logits(adapted, image.expand(nodes, -1, -1, -1), clamped).softmax(-1)[:, target]
+        p_M = _run_clamped(adapted, image.expand(nodes, -1, -1, -1), clamped).softmax(-1)[:, target]
         grads = [torch.autograd.grad(p_M.sum(), v_MW, retain_graph=True)[0].mean(0) for v_MW in clamped]
         earlier_g = sum(grad_W[neuron] for grad_W, neuron in zip(grads, chosen, strict=False))
         earlier_a = sum(a[neuron] for a, neuron in zip(activations, chosen, strict=False))
@@ -64,17 +68,17 @@ def _published_path(adapted: AdaptedModel, image: Tensor, target: int, nodes: in
     return chosen
 
 
-def _hidden_row(adapted: AdaptedModel, image: Tensor, layer: int) -> Tensor:
-    """The class token's input of one layer's down-projection, `[W]`."""
-    seen: list[Tensor] = []
-    hook = adapted.sites[layer].down.register_forward_pre_hook(lambda _, args: seen.append(args[0][0, 0]))
+def _record_activation(adapted: AdaptedModel, image: Tensor, layer: int) -> Tensor:
+    """Return the class token's input of one layer's down-projection, `[W]`."""
+    recorded: list[Tensor] = []
+    hook = adapted.sites[layer].down.register_forward_pre_hook(lambda _, args: recorded.append(args[0][0, 0]))
     adapted.model(image)
     hook.remove()
-    return seen[0]
+    return recorded[0]
 
 
-def _clamped_logits(adapted: AdaptedModel, images: Tensor, clamped: Sequence[Tensor]) -> Tensor:
-    """The model's logits with the class token's hidden rows of the first layers replaced, each by `[M, W]`."""
+def _run_clamped(adapted: AdaptedModel, images: Tensor, clamped: Sequence[Tensor]) -> Tensor:
+    """Return the logits with the class token's hidden activations of the first layers replaced, each by `[M, W]`."""
 
     def clamp(v_MW: Tensor, _: Any, args: tuple[Tensor]) -> tuple[Tensor]:
         return (torch.cat([v_MW[:, None], args[0][:, 1:]], dim=1),)
@@ -89,10 +93,10 @@ def _clamped_logits(adapted: AdaptedModel, images: Tensor, clamped: Sequence[Ten
     return logits
 
 
-class CountedFlops(TorchDispatchMode):
-    """Counts the FLOPs of matrix products and convolutions while it is active.
+class FlopCounter(TorchDispatchMode):
+    """Counter of the FLOPs of matrix products and convolutions inside its context.
 
-    torch's own `FlopCounterMode` follows modules by hooks that gradients with respect to leaves do not allow.
+    torch's `FlopCounterMode` tracks modules with hooks that do not work with gradients with respect to leaves.
     """
 
     def __init__(self) -> None:
@@ -107,14 +111,15 @@ class CountedFlops(TorchDispatchMode):
 
 
 def count_flops(run: Callable[[], object]) -> int:
-    # fused attention has no formula on every device
-    with sdpa_kernel(SDPBackend.MATH), CountedFlops() as counted:
+    """Return the FLOPs of a call of `run`."""
+    # torch lacks a FLOP formula for fused attention on some devices
+    with sdpa_kernel(SDPBackend.MATH), FlopCounter() as counter:
         run()
-    return counted.total
+    return counter.total
 
 
-def timed(run: Callable[[], Tensor], device: torch.device) -> tuple[float, Tensor]:
-    """Seconds of wall time, and what `run` returned."""
+def measure_seconds(run: Callable[[], Tensor], device: torch.device) -> tuple[float, Tensor]:
+    """Return the wall time of a call of `run` in seconds, and its result."""
     start = time.perf_counter()
     result = run()
     if device.type == "cuda":
@@ -122,8 +127,8 @@ def timed(run: Callable[[], Tensor], device: torch.device) -> tuple[float, Tenso
     return time.perf_counter() - start, result
 
 
-def load(options: argparse.Namespace) -> tuple[AdaptedModel, Tensor, Tensor]:
-    """The model, images and their labels: a checkpoint's, or random ones."""
+def load_inputs(options: argparse.Namespace) -> tuple[AdaptedModel, Tensor, Tensor]:
+    """Return the model, images and labels of the options, random without a checkpoint or data."""
     torch.manual_seed(0)
     if options.checkpoint is None:
         model = timm.create_model("vit_small_patch14_dinov2", img_size=56, num_classes=10)
@@ -144,73 +149,111 @@ def load(options: argparse.Namespace) -> tuple[AdaptedModel, Tensor, Tensor]:
     return adapted, images.to(options.device), labels.to(options.device)
 
 
+def build_variants(adapted: AdaptedModel) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """Return the timed variants by name, the published implementation first: images, labels -> paths `[B, L]`."""
+
+    def locate(images: Tensor, labels: Tensor, **settings: Any) -> Tensor:
+        return locate_paths(adapted, images, labels, **settings).paths.squeeze(-1).cpu()
+
+    return {
+        "(a) as published, 20 left Riemann": partial(locate_published_paths, adapted),
+        "(b) ours, 20 left Riemann": partial(locate, rule="left-riemann", nodes=20),
+        "(c) ours, 4 Gauss-Legendre": locate,
+        "(c) in bf16": partial(locate, dtype=torch.bfloat16),
+        "(d) ours, 2 Gauss-Legendre, bf16": partial(locate, nodes=2, dtype=torch.bfloat16),
+        "    ours, 2 Gauss-Legendre": partial(locate, nodes=2),
+    }
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Cost of a variant per image, and the paths of the images that it was timed on."""
+
+    seconds: float  # median
+    flops: float
+    paths: Tensor
+
+
+def measure_variants(
+    adapted: AdaptedModel, images: Tensor, labels: Tensor, *, published_images: int, repeats: int
+) -> tuple[Measurement, dict[str, Measurement]]:
+    """Return the measurements of a forward pass (without paths) and of every variant.
+
+    The published implementation is timed on the first `published_images` of the images.
+    """
+    variants = build_variants(adapted)
+    device = model_device(adapted.model)
+    batch = images.repeat(4, 1, 1, 1)  # as many images as (c) runs at once
+
+    @torch.no_grad()
+    def infer() -> Tensor:
+        logits: Tensor = adapted.model(batch)
+        return logits
+
+    with evaluating(adapted.model):
+        forward_flops = count_flops(infer) / len(batch)
+    # on one image; the call also initialises what torch prepares on first use, before any timing
+    flops = {name: count_flops(partial(run, images[:1], labels[:1])) for name, run in variants.items()}
+    published, *_ = variants
+    num_images = dict.fromkeys(variants, len(images)) | {published: published_images}
+
+    forward_seconds: list[float] = []
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    paths: dict[str, Tensor] = {}
+    for _ in range(repeats):
+        forward_seconds.append(measure_seconds(infer, device)[0] / len(batch))
+        for name, run in variants.items():
+            number = num_images[name]
+            elapsed, paths[name] = measure_seconds(partial(run, images[:number], labels[:number]), device)
+            seconds[name].append(elapsed / number)
+    forward = Measurement(statistics.median(forward_seconds), forward_flops, torch.zeros(0))
+    return forward, {name: Measurement(statistics.median(seconds[name]), flops[name], paths[name]) for name in variants}
+
+
+def print_results(forward: Measurement, variants: Mapping[str, Measurement], *, converged: Tensor) -> None:
+    """Print a table with one line per variant; `converged` are the paths of 16 Gauss-Legendre nodes."""
+    rate = forward.flops / forward.seconds
+    published, same_nodes, *_ = variants.values()
+    print(f"the published implementation is timed on {len(published.paths)} of the images, one by one")
+    print(f"inference: {1 / forward.seconds:,.1f} images/s, {rate / 1e9:,.0f} GFLOP/s\n")
+    print(f"{'':36}{'speed-up':>9}{'images/s':>10}{'forwards':>10}{'of FLOP rate':>14}{'agreement':>11}")
+    for name, variant in variants.items():
+        speedup, forwards = published.seconds / variant.seconds, variant.flops / forward.flops
+        share = variant.flops / variant.seconds / rate
+        agreement = measure_agreement(variant.paths, converged)
+        columns = f"{speedup:8.1f}x{1 / variant.seconds:10.2f}{forwards:10.1f}{share:14.0%}{agreement:11.1%}"
+        print(f"{name:36}{columns}")
+    print("\nforwards: FLOPs per image, relative to one forward pass")
+    print("agreement: share of path neurons that agree with 16 Gauss-Legendre nodes")
+    print(f"(a) and (b) agree on {measure_agreement(published.paths, same_nodes.paths):.1%} of path neurons")
+
+
+def measure_agreement(paths: Tensor, reference: Tensor) -> float:
+    """Return the share of equal neurons, over the images that `paths` `[B, L]` has."""
+    return (paths == reference[: len(paths)]).double().mean().item()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", help="folder of a model with a class token; default: a random ViT-S at 56 px")
-    parser.add_argument("--data", help="source of the images; default: noise")
+    parser.add_argument("--data", help="source of the images; default: random noise")
     parser.add_argument("--split", default="test", help="split of the source")
-    parser.add_argument("--images", type=int, default=32, help="images mined in one measurement, as one batch")
-    parser.add_argument("--published-images", type=int, default=2, help="of these, images mined the published way")
+    parser.add_argument("--images", type=int, default=32, help="images per measurement, mined as one batch")
+    parser.add_argument("--published-images", type=int, default=2, help="images for the published implementation")
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each variant")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, …")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    adapted, images, labels = load(options)
-    device = model_device(adapted.model)
-
-    def ours(images: Tensor, labels: Tensor, **settings: Any) -> Tensor:
-        return locate_paths(adapted, images, labels, **settings).paths.squeeze(-1).cpu()
-
-    variants: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "(a) as published, 20 left Riemann": partial(published_paths, adapted),
-        "(b) ours, 20 left Riemann": partial(ours, rule="left-riemann", nodes=20),
-        "(c) ours, 4 Gauss-Legendre": ours,
-        "(c) in bf16": partial(ours, dtype=torch.bfloat16),
-        "(d) ours, 2 Gauss-Legendre, bf16": partial(ours, nodes=2, dtype=torch.bfloat16),
-        "    ours, 2 Gauss-Legendre": partial(ours, nodes=2),
-    }
-    with evaluating(adapted.model), torch.no_grad():
-        batch = images.repeat(4, 1, 1, 1)  # the rows of (c)
-        forward_flops = count_flops(lambda: adapted.model(batch)) / len(batch)
-    # counted on one image, which also is the untimed turn that prepares what is used first
-    flops = {name: count_flops(partial(run, images[:1], labels[:1])) for name, run in variants.items()}
-    converged = ours(images, labels, nodes=16)
-    published, *_ = variants
-    num_images = {name: len(images) for name in variants} | {published: options.published_images}
-
-    def infer() -> Tensor:
-        with torch.no_grad():
-            logits: Tensor = adapted.model(batch)
-        return logits
-
-    timings: dict[str, list[float]] = {name: [] for name in ["inference", *variants]}
-    paths: dict[str, Tensor] = {}
-    for _ in range(options.repeats):
-        timings["inference"].append(timed(infer, device)[0])
-        for name, run in variants.items():
-            number = num_images[name]
-            taken, paths[name] = timed(partial(run, images[:number], labels[:number]), device)
-            timings[name].append(taken / number)
-    seconds = {name: statistics.median(values) for name, values in timings.items()}
-    rate = forward_flops * len(batch) / seconds["inference"]
-
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {options.threads} threads"
-    print(f"{len(adapted.sites)} blocks, {len(images)} images at once, {options.repeats} turns, {where}")
-    print(f"the published way is timed on {num_images[published]} of the images, one by one")
-    print(f"plain inference: {len(batch) / seconds['inference']:,.1f} images/s, {rate / 1e9:,.0f} GFLOP/s\n")
-    print(f"{'':36}{'speed-up':>9}{'images/s':>10}{'forwards':>10}{'of FLOP rate':>14}{'agreement':>11}")
-    for name in variants:
-        agreement = (paths[name] == converged[: num_images[name]]).double().mean().item()
-        share = flops[name] / seconds[name] / rate
-        columns = (
-            f"{seconds[published] / seconds[name]:8.1f}x{1 / seconds[name]:10.2f}{flops[name] / forward_flops:10.1f}"
-        )
-        print(f"{name:36}{columns}{share:14.0%}{agreement:11.1%}")
-    print("\nforwards: FLOPs an image in plain forward passes; agreement: path neurons as with 16 Gauss-Legendre nodes")
-    at_the_same_nodes = paths["(b) ours, 20 left Riemann"][: num_images[published]]
-    same = (paths[published] == at_the_same_nodes).double().mean().item()
-    print(f"(a) and (b) agree on {same:.1%} of path neurons")
+    adapted, images, labels = load_inputs(options)
+    forward, variants = measure_variants(
+        adapted, images, labels, published_images=options.published_images, repeats=options.repeats
+    )
+    is_cuda = images.device.type == "cuda"
+    device_name = torch.cuda.get_device_name(images.device) if is_cuda else f"CPU, {options.threads} threads"
+    print(f"{len(adapted.sites)} blocks, {len(images)} images at once, {options.repeats} turns, {device_name}")
+    converged = locate_paths(adapted, images, labels, nodes=16).paths.squeeze(-1).cpu()
+    print_results(forward, variants, converged=converged)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Class statistics: by hand, streamed against at once, and on disk."""
+"""Class statistics: sums by hand, merging against streaming, and files."""
 
 import pytest
 import torch
@@ -12,8 +12,8 @@ WIDTHS = {"blocks.0.mlp.fc2": 3, "blocks.1.mlp.fc2": 2}
 NAMES = ["cat", "dog", "eel"]
 
 
-def mined(first, second, paths) -> MinedPaths:
-    """Images with the given own terms in two layers; scores are twice that, plus one."""
+def build_mined(first, second, paths) -> MinedPaths:
+    """Return mined paths with the given own terms in two layers, and scores of twice the own term plus one."""
     own = [torch.tensor(first), torch.tensor(second)]
     num_images = len(first)
     return MinedPaths(
@@ -27,11 +27,12 @@ def mined(first, second, paths) -> MinedPaths:
     )
 
 
-ONE = mined([[1.0, -2.0, 1.0]], [[3.0, 1.0]], [[[1, 0], [0, 1]]])
-TWO = mined([[0.0, 2.0, 0.0], [4.0, 0.0, -4.0]], [[0.0, 1.0], [1.0, -1.0]], [[[1, 2], [1, 0]], [[0, 2], [0, 1]]])
+ONE = build_mined([[1.0, -2.0, 1.0]], [[3.0, 1.0]], [[[1, 0], [0, 1]]])
+TWO = build_mined([[0.0, 2.0, 0.0], [4.0, 0.0, -4.0]], [[0.0, 1.0], [1.0, -1.0]], [[[1, 2], [1, 0]], [[0, 2], [0, 1]]])
 
 
-def streamed() -> ClassStats:
+def build_stats() -> ClassStats:
+    """Return statistics of one eel, then of a cat and another eel."""
     stats = ClassStats.empty(WIDTHS, NAMES, {"method": "jas", "nodes": 4})
     stats.update(ONE, torch.tensor([2]))
     stats.update(TWO, torch.tensor([0, 2]))
@@ -44,11 +45,11 @@ def assert_equal(first: ClassStats, second: ClassStats) -> None:
     assert torch.equal(first.num_images, second.num_images)
     for kind in ("count", "mass", "published-mass"):
         for a, b in zip(first.sums(kind), second.sums(kind), strict=True):
-            assert torch.equal(a.float(), b.float())  # on the disk they are float32
+            assert torch.equal(a.float(), b.float())  # files hold float32
 
 
 def test_sums_and_means_by_hand():
-    stats = streamed()
+    stats = build_stats()
     assert stats.num_images.tolist() == [1, 0, 2]
     assert stats.empty_classes == [1]
     assert stats.count[0].tolist() == [[0, 1, 1], [0, 0, 0], [2, 1, 1]]
@@ -88,10 +89,10 @@ def test_merging_refuses_other_settings():
     [([3], "label 3 is out of range: there are 3 classes"), ([-1], "label -1"), ([0, 1], "but 1 images were mined")],
 )
 def test_bad_labels_are_refused_and_nothing_is_added(labels, message):
-    stats = streamed()
+    stats = build_stats()
     with pytest.raises(ValueError, match=message):
         stats.update(ONE, torch.tensor(labels))
-    assert_equal(stats, streamed())
+    assert_equal(stats, build_stats())
 
 
 def test_paths_of_another_model_are_refused():
@@ -100,46 +101,49 @@ def test_paths_of_another_model_are_refused():
         stats.update(ONE, torch.tensor([0]))
 
 
-def test_unknown_kind_lists_what_exists():
+def test_an_unknown_statistic_is_refused_with_the_choices():
     with pytest.raises(ValueError, match="'masses'; choose from count, mass, published-mass"):
-        streamed().means("masses")
+        build_stats().means("masses")
 
 
 def test_round_trip(tmp_path):
-    stats = streamed()
+    stats = build_stats()
     stats.save(tmp_path / "stats.safetensors")
     assert_equal(ClassStats.load(tmp_path / "stats.safetensors"), stats)
     assert [file.name for file in tmp_path.iterdir()] == ["stats.safetensors"]
 
 
-def test_what_is_loaded_can_be_added_to(tmp_path):
+def test_loaded_statistics_can_be_added_to(tmp_path):
     file = tmp_path / "stats.safetensors"
-    streamed().save(file)
-    loaded, expected = ClassStats.load(file), streamed()
+    build_stats().save(file)
+    loaded, expected = ClassStats.load(file), build_stats()
     for stats in (loaded, expected):
         stats.update(ONE, torch.tensor([1]))
     assert_equal(loaded, expected)
-    assert_equal(ClassStats.load(file), streamed())
-    assert_equal(ClassStats.load(file) + ClassStats.load(file), streamed() + streamed())
+    assert_equal(ClassStats.load(file), build_stats())
+    assert_equal(ClassStats.load(file) + ClassStats.load(file), build_stats() + build_stats())
 
 
-def test_statistics_of_a_file_that_was_replaced_are_not_mixed_up(tmp_path):
+def test_loaded_statistics_do_not_read_a_file_that_replaced_theirs(tmp_path):
     file = tmp_path / "stats.safetensors"
-    streamed().save(file)
+    build_stats().save(file)
     loaded = ClassStats.load(file)
-    (streamed() + streamed()).save(file)
+    (build_stats() + build_stats()).save(file)
     with pytest.raises(ValueError, match="was replaced since its statistics were loaded; load them again"):
         list(loaded.means("mass"))
-    assert torch.equal(ClassStats.load(file).mass[0], 2 * streamed().mass[0].float())
+    assert torch.equal(ClassStats.load(file).mass[0], 2 * build_stats().mass[0].float())
 
 
-def test_blocks_of_classes_make_the_file_that_all_of_them_make(tmp_path):
-    stats, about = streamed(), {"widths": WIDTHS, "class_names": NAMES, "settings": {"method": "jas", "nodes": 4}}
+def test_saving_blocks_of_classes_equals_saving_all_classes_at_once(tmp_path):
+    stats, description = (
+        build_stats(),
+        {"widths": WIDTHS, "class_names": NAMES, "settings": {"method": "jas", "nodes": 4}},
+    )
     stats.save(tmp_path / "whole")
     blocks = [(first, stats.select_classes(torch.arange(3) == first)) for first in (2, 0)]  # the dogs have no images
-    save_stats(blocks, tmp_path / "blocks", **about)
+    save_stats(blocks, tmp_path / "blocks", **description)
     assert (tmp_path / "blocks").read_bytes() == (tmp_path / "whole").read_bytes()
-    tensors = load_file(tmp_path / "whole")  # as safetensors' own reader sees it
+    tensors = load_file(tmp_path / "whole")  # with safetensors' own reader
     assert {name: tensor.dtype for name, tensor in tensors.items() if tensor.dtype != torch.float32} == {
         "num_images": torch.int64
     }
@@ -148,22 +152,22 @@ def test_blocks_of_classes_make_the_file_that_all_of_them_make(tmp_path):
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     file = tmp_path / "stats.safetensors"
-    streamed().save(file)
+    build_stats().save(file)
 
-    def fail_half_way(part, **_):
+    def fail_midway(part, **_):
         part.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(class_stats, "write_sums", fail_half_way)
+    monkeypatch.setattr(class_stats, "write_sums", fail_midway)
     with pytest.raises(OSError, match="disk full"):
         ClassStats.empty(WIDTHS, NAMES).save(file)
-    assert_equal(ClassStats.load(file), streamed())
+    assert_equal(ClassStats.load(file), build_stats())
     assert list(tmp_path.iterdir()) == [file]
 
 
 def test_files_of_another_kind_or_version_are_refused(tmp_path):
     file = tmp_path / "stats.safetensors"
-    streamed().save(file)
+    build_stats().save(file)
     tensors = load_file(file)
     save_file(tensors, file)
     with pytest.raises(ValueError, match="does not hold class statistics"):

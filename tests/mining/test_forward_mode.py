@@ -1,4 +1,4 @@
-"""Forward-mode derivatives: against torch's own and against differences, of single layers and of whole models."""
+"""Forward-mode derivatives: single layers against torch's own, whole models against finite differences."""
 
 import pytest
 import timm
@@ -9,13 +9,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pathprune.mining.forward_mode import jvp
 
-# torch compiles its own forward-mode formulas with it on first use
+# torch compiles its forward-mode formulas with torch.jit on first use
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 
 TINY = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2, "num_classes": 5}
 
 
-def own_and_torchs(function, *primals):
+def differentiate_twice(function, *primals):
+    """Return value and derivative, in a random direction, by this package and by torch."""
     generator = torch.Generator().manual_seed(1)
     tangents = [torch.randn(x.shape, dtype=x.dtype, generator=generator) for x in primals]
     with sdpa_kernel(SDPBackend.MATH):
@@ -24,6 +25,7 @@ def own_and_torchs(function, *primals):
 
 
 def random(*shape):
+    """Return float64 normal numbers, the same for every call with this shape."""
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
 
 
@@ -32,12 +34,12 @@ MASK = torch.tensor([[True, False, True], [True, True, True], [False, True, True
 LAYERS = {
     "linear": (lambda x: functional.linear(x, WEIGHT, BIAS), (random(2, 3, 6),)),
     "linear without bias": (lambda x: functional.linear(x, WEIGHT), (random(2, 3, 6),)),
-    "linear whose weight varies": (functional.linear, (random(2, 3, 6), WEIGHT, BIAS)),
+    "linear with a varying weight": (functional.linear, (random(2, 3, 6), WEIGHT, BIAS)),
     "gelu": (functional.gelu, (random(2, 6),)),
     "gelu by tanh": (lambda x: functional.gelu(x, approximate="tanh"), (random(2, 6),)),
     "layer norm": (lambda x: functional.layer_norm(x, (6,), WEIGHT[0], BIAS[:6], 1e-6), (random(2, 3, 6),)),
     "layer norm without weights": (lambda x: functional.layer_norm(x, (3, 6)), (random(2, 3, 6),)),
-    "layer norm whose weight varies": (lambda x, w: functional.layer_norm(x, (6,), w), (random(2, 3, 6), WEIGHT[0])),
+    "layer norm with a varying weight": (lambda x, w: functional.layer_norm(x, (6,), w), (random(2, 3, 6), WEIGHT[0])),
     "attention": (
         functional.scaled_dot_product_attention,
         (random(2, 2, 3, 4), random(2, 2, 5, 4), random(2, 2, 5, 4)),
@@ -58,18 +60,18 @@ LAYERS = {
         lambda q, k, v: functional.scaled_dot_product_attention(q, k, v, is_causal=True),
         (random(2, 3, 4), random(2, 3, 4), random(2, 3, 4)),
     ),
-    "silu, which has no rule": (functional.silu, (random(2, 6),)),
-    "a result that does not vary": (lambda x: torch.ones(3) + 0 * x.detach().sum(), (random(2),)),
+    "silu, without a rule": (functional.silu, (random(2, 6),)),
+    "a constant result": (lambda x: torch.ones(3) + 0 * x.detach().sum(), (random(2),)),
     "in place": (lambda x: (x + 1).mul_(2).add_(x), (random(2, 3),)),
 }
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_layers_have_the_derivatives_that_torch_gives_them(name):
+def test_layers_agree_with_torch(name):
     function, primals = LAYERS[name]
-    own, expected = own_and_torchs(function, *primals)
-    for ours, theirs in zip(own, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    found, expected = differentiate_twice(function, *primals)
+    for found_part, expected_part in zip(found, expected, strict=True):
+        torch.testing.assert_close(found_part, expected_part, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,7 @@ def test_layers_have_the_derivatives_that_torch_gives_them(name):
         ("eva02_tiny_patch14_224", {"mlp_ratio": 2}),
     ],
 )
-def test_models_have_the_derivatives_that_differences_give_them(architecture, args):
+def test_models_agree_with_finite_differences(architecture, args):
     torch.manual_seed(0)
     model = timm.create_model(architecture, **{**TINY, **args}).double().eval()
     for parameter in model.parameters():
@@ -96,21 +98,22 @@ def test_models_have_the_derivatives_that_differences_give_them(architecture, ar
     assert not logits.requires_grad
 
 
-def test_several_results_are_a_tuple():
-    (one, two), (done, dtwo) = jvp(lambda x, y: (x * y, x + 1), (random(3), random(3)), (random(3), torch.ones(3)))
-    torch.testing.assert_close(done, random(3) * random(3) + random(3))
-    assert torch.equal(two, random(3) + 1)
-    assert torch.equal(dtwo, random(3))
-    assert torch.equal(one, random(3) ** 2)
+def test_a_function_may_return_a_tuple():
+    x = random(3)
+    values, derivatives = jvp(lambda x, y: (x * y, x + 1), (x, x), (x, torch.ones(3)))
+    assert torch.equal(values[0], x**2)
+    assert torch.equal(values[1], x + 1)
+    torch.testing.assert_close(derivatives[0], x * x + x)
+    assert torch.equal(derivatives[1], x)
 
 
-def test_autocast_lowers_the_value_and_its_derivative_alike():
+def test_autocast_lowers_the_precision_of_value_and_derivative():
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", **TINY).eval()
     images, direction = torch.randn(2, 2, 3, 16, 16)
     with torch.autocast("cpu", torch.bfloat16):
-        lower = jvp(model, (images,), (direction,))
-    for ours, exact in zip(lower, jvp(model, (images,), (direction,)), strict=True):
-        assert ours.dtype == torch.bfloat16
-        torch.testing.assert_close(ours.float(), exact, rtol=0.1, atol=0.02)
-        assert not torch.equal(ours.float(), exact)
+        lowered = jvp(model, (images,), (direction,))
+    for x, exact in zip(lowered, jvp(model, (images,), (direction,)), strict=True):
+        assert x.dtype == torch.bfloat16
+        torch.testing.assert_close(x.float(), exact, rtol=0.1, atol=0.02)
+        assert not torch.equal(x.float(), exact)

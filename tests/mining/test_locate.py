@@ -1,4 +1,4 @@
-"""Paths: the published numbers, the definition read literally, the axioms it obeys, and what it refuses."""
+"""Located paths against the published numbers, the literal definition and its axioms; refused settings."""
 
 import copy
 import json
@@ -9,44 +9,31 @@ import timm
 import torch
 from reference import Reference
 from safetensors import safe_open
+from tiny_vit import ARGS, VIT, build_vit, draw_images
 from torch import nn
 
-from pathprune.mining import locate_paths, split_layers
+from pathprune.mining import locate_paths, score_paths, split_layers
 from pathprune.models.adapt import adapt
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "jas_tiny.safetensors"
-TINY = {"img_size": 16, "patch_size": 8, "depth": 3, "embed_dim": 24, "num_heads": 2, "mlp_ratio": 2, "num_classes": 5}
-VIT, DISTILLED = "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"
 MODELS = {
-    "plain": (VIT, {}),
-    "layer-scale": (VIT, {"init_values": 0.3}),
-    "registers": (VIT, {"reg_tokens": 4}),
-    "distilled": (DISTILLED, {}),
-    "depth-1": (VIT, {"depth": 1}),
-    "widths-differ": (VIT, {}),
-    "average-pool": (VIT, {"global_pool": "avg", "class_token": False}),
-    "no-classifier": (VIT, {"num_classes": 0}),
+    "plain": {},
+    "layer-scale": {"init_values": 0.3},
+    "registers": {"reg_tokens": 4},
+    "distilled": {"architecture": "deit_tiny_distilled_patch16_224"},
+    "depth-1": {"depth": 1},
+    "widths-differ": {"widths": (20, 48, 33)},
+    "average-pool": {"global_pool": "avg", "class_token": False},
+    "no-classifier": {"num_classes": 0},
 }
 
 
-def make(name: str) -> nn.Module:
-    architecture, args = MODELS[name]
-    torch.manual_seed(0)
-    model = timm.create_model(architecture, **{**TINY, **args})
-    if name == "widths-differ":
-        for block, width in zip(model.blocks, (20, 48, 33), strict=True):
-            block.mlp.fc1, block.mlp.fc2 = nn.Linear(24, width), nn.Linear(width, 24)
-    for parameter in model.parameters():  # timm's own initialisation gives nearly the same probability to every class
-        nn.init.normal_(parameter, std=0.3)
-    return model.double().eval()
+def build_model(name: str) -> nn.Module:
+    return build_vit(**MODELS[name])
 
 
-def some_images(number: int = 3) -> torch.Tensor:
-    return torch.randn(number, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
-def references(name, model, images, mined, tokens, *quadrature):
-    """One literal reading per image, of the same objective as the package's default."""
+def build_references(name, model, images, mined, tokens, *quadrature):
+    """Yield one reference per image, with the package's default objective for the model."""
     num_tokens = model.num_prefix_tokens + model.patch_embed.num_patches
     rows = list(range(num_tokens)) if tokens == "all" else [0, 1] if name == "distilled" else [0]
     for image, target in zip(images, mined.targets.tolist(), strict=True):
@@ -68,7 +55,7 @@ def golden():
     return adapt(model), tensors
 
 
-def test_the_published_scores_and_paths_are_reproduced(golden):
+def test_published_scores_and_paths_are_reproduced(golden):
     adapted, expected = golden
     mined = locate_paths(adapted, expected["images"], expected["target"], rule="left-riemann", nodes=20)
     torch.testing.assert_close(mined.scores, expected["scores"], rtol=1e-10, atol=0)
@@ -77,7 +64,7 @@ def test_the_published_scores_and_paths_are_reproduced(golden):
     assert torch.equal(mined.targets, expected["target"])
 
 
-def test_the_published_activation_paths_are_reproduced(golden):
+def test_published_activation_paths_are_reproduced(golden):
     adapted, expected = golden
     settings = {"method": "activation", "rule": "left-riemann", "nodes": 20}
     mined = locate_paths(adapted, expected["images"], expected["target"], **settings)
@@ -99,17 +86,17 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "tokens", "rule", "nodes", "first_nodes", "top_k"), CASES)
 def test_location_agrees_with_the_literal_definition(name, tokens, rule, nodes, first_nodes, top_k):
-    model, images = make(name), some_images(2)
+    model, images = build_model(name), draw_images(2)
     settings = {"rule": rule, "nodes": nodes, "first_nodes": first_nodes, "top_k": top_k, "tokens": tokens}
     mined = locate_paths(adapt(model), images, **settings)
-    for image, reference in enumerate(references(name, model, images, mined, tokens, rule, nodes, first_nodes)):
+    for image, reference in enumerate(build_references(name, model, images, mined, tokens, rule, nodes, first_nodes)):
         chosen, scores, own = reference.locate(top_k)
         assert mined.paths[image].tolist() == chosen
         for layer, (score_W, own_W) in enumerate(zip(scores, own, strict=True)):
             tolerance = {"rtol": 1e-10, "atol": 1e-12 * score_W.abs().max().item()}
             torch.testing.assert_close(split_layers(mined.scores)[layer][image], score_W, **tolerance)
             torch.testing.assert_close(split_layers(mined.own)[layer][image], own_W, rtol=1e-10, atol=1e-14)
-        jas = reference.jas([neurons[0] for neurons in chosen])
+        jas = reference.score_path([neurons[0] for neurons in chosen])
         torch.testing.assert_close(mined.jas[image], jas, rtol=1e-10, atol=1e-14)
 
 
@@ -118,26 +105,26 @@ def test_location_agrees_with_the_literal_definition(name, tokens, rule, nodes, 
 )
 @pytest.mark.parametrize("method", ["activation", "influence-pattern"])
 def test_baselines_agree_with_the_literal_definition(name, tokens, method):
-    model, images = make(name), some_images(2)
+    model, images = build_model(name), draw_images(2)
     mined = locate_paths(adapt(model), images, method=method, rule="left-riemann", nodes=3, top_k=2, tokens=tokens)
-    for image, reference in enumerate(references(name, model, images, mined, tokens, "left-riemann", 3)):
+    for image, reference in enumerate(build_references(name, model, images, mined, tokens, "left-riemann", 3)):
         if method == "activation":
             scores = own = [a.sum(0) for a in reference.activations]
         else:
-            gradients = reference.influence()
+            gradients = reference.average_gradients()
             scores = [g.sum(0) for g in gradients]
             own = [(a * g).sum(0) for a, g in zip(reference.activations, gradients, strict=True)]
         for layer, (score_W, own_W) in enumerate(zip(scores, own, strict=True)):
             torch.testing.assert_close(split_layers(mined.scores)[layer][image], score_W, rtol=1e-10, atol=1e-14)
             torch.testing.assert_close(split_layers(mined.own)[layer][image], own_W, rtol=1e-10, atol=1e-14)
             assert mined.paths[image, layer].tolist() == score_W.argsort(descending=True)[:2].tolist()
-        jas = reference.jas(mined.paths[image, :, 0].tolist())
+        jas = reference.score_path(mined.paths[image, :, 0].tolist())
         torch.testing.assert_close(mined.jas[image], jas, rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("method", ["jas", "activation", "influence-pattern"])
 def test_a_batch_is_mined_like_its_images_one_by_one(method):
-    adapted, images = adapt(make("registers")), some_images(4)
+    adapted, images = adapt(build_model("registers")), draw_images(4)
     targets = torch.tensor([0, 4, 2, 2])
     batch = locate_paths(adapted, images, targets, method=method, top_k=2)
     for i in range(4):
@@ -147,9 +134,23 @@ def test_a_batch_is_mined_like_its_images_one_by_one(method):
         torch.testing.assert_close(batch.jas[i], single.jas[0], rtol=1e-9, atol=1e-14)
 
 
-def test_one_node_gives_the_closed_form_where_the_objective_is_linear():
-    model, images = make("depth-1"), some_images(3)
-    model.norm = nn.Identity()  # one block, no norm: a class's logit is linear in the class token's hidden row
+@pytest.mark.parametrize("method", ["jas", "activation"])
+@pytest.mark.parametrize("tokens", ["class", "all"])
+def test_the_score_of_a_given_path_equals_that_of_the_located_path(method, tokens):
+    adapted, images, targets = adapt(build_model("plain")), draw_images(5), torch.tensor([0, 1, 2, 0, 1])
+    mined = locate_paths(adapted, images, targets, method=method, tokens=tokens)
+    scores = score_paths(adapted, images, mined.paths[:, :, 0], targets, tokens=tokens)
+    torch.testing.assert_close(scores, mined.jas)
+
+
+def test_paths_of_another_shape_are_not_scored():
+    with pytest.raises(ValueError, match=r"paths have shape \[5, 2\]; expected \[5, 3\]"):
+        score_paths(adapt(build_model("plain")), draw_images(5), torch.zeros(5, 2, dtype=torch.int64))
+
+
+def test_one_node_gives_the_closed_form_of_a_linear_objective():
+    model, images = build_model("depth-1"), draw_images(3)
+    model.norm = nn.Identity()  # one block, no norm: a class's logit is linear in the class token's hidden activations
     mined = locate_paths(adapt(model), images, nodes=1, objective=lambda logits: logits[:, 3])
     a = Reference(model, images[0], None, [0], "left-riemann", 1).activations[0][0]
     expected = a * (model.head.weight[3] @ model.blocks[0].mlp.fc2.weight)
@@ -159,16 +160,16 @@ def test_one_node_gives_the_closed_form_where_the_objective_is_linear():
 
 
 @pytest.mark.parametrize(("name", "tokens"), [("plain", "class"), ("distilled", "class"), ("average-pool", "all")])
-def test_own_terms_of_the_first_layer_add_up_to_what_clamping_it_to_zero_takes(name, tokens):
-    model, images = make(name), some_images(2)
+def test_own_terms_of_the_first_layer_sum_to_the_effect_of_clamping_it_to_zero(name, tokens):
+    model, images = build_model(name), draw_images(2)
     mined = locate_paths(adapt(model), images, nodes=40, tokens=tokens)
-    for i, reference in enumerate(references(name, model, images, mined, tokens, "left-riemann", 1)):
-        difference = reference.value({}) - reference.value({0: torch.zeros_like(reference.activations[0])})
+    for i, reference in enumerate(build_references(name, model, images, mined, tokens, "left-riemann", 1)):
+        difference = reference.evaluate({}) - reference.evaluate({0: torch.zeros_like(reference.activations[0])})
         torch.testing.assert_close(split_layers(mined.own)[0][i].sum(), difference, rtol=1e-8, atol=1e-10)
 
 
-def test_mass_is_the_share_of_the_own_term():
-    mined = locate_paths(adapt(make("plain")), some_images(2))
+def test_mass_is_the_normalised_own_term():
+    mined = locate_paths(adapt(build_model("plain")), draw_images(2))
     torch.testing.assert_close(mined.mass, mined.own.abs() / mined.own.abs().sum(-1, keepdim=True))
 
 
@@ -179,13 +180,14 @@ def test_four_gauss_legendre_nodes_are_closer_to_the_integral_than_the_published
         return locate_paths(adapted, expected["images"], expected["target"], rule=rule, nodes=nodes).scores[:, 0]
 
     integral = scores("gauss-legendre", 32)
-    four, published = (scores("gauss-legendre", 4) - integral).norm(), (scores("left-riemann", 20) - integral).norm()
+    four = (scores("gauss-legendre", 4) - integral).norm()
+    published = (scores("left-riemann", 20) - integral).norm()
     assert four < 0.01 * integral.norm()
     assert four < published / 10
 
 
-def test_without_targets_the_predictions_are_explained():
-    model, images = make("plain"), some_images(4)
+def test_targets_default_to_the_predictions():
+    model, images = build_model("plain"), draw_images(4)
     mined = locate_paths(adapt(model), images)
     assert torch.equal(mined.predictions, model(images).argmax(1))
     explained = locate_paths(adapt(model), images, mined.predictions)
@@ -196,14 +198,14 @@ def test_without_targets_the_predictions_are_explained():
 
 
 @pytest.mark.parametrize("method", ["jas", "activation", "influence-pattern"])
-def test_the_model_is_left_as_it_was(method):
+def test_the_model_is_left_unchanged(method):
     torch.manual_seed(0)
-    model = timm.create_model(VIT, **TINY, proj_drop_rate=0.5).double()
+    model = timm.create_model(VIT, **ARGS, proj_drop_rate=0.5).double()
     model.train()
     model.blocks[0].eval()
     model.head.weight.requires_grad_(False)
     before = copy.deepcopy(model)
-    images = some_images(2)
+    images = draw_images(2)
     mined = locate_paths(adapt(model), images, method=method)
     assert torch.equal(mined.jas, locate_paths(adapt(model), images, method=method).jas)  # no dropout
     assert [module.training for module in model.modules()] == [module.training for module in before.modules()]
@@ -217,7 +219,7 @@ def test_the_model_is_left_as_it_was(method):
 
 @pytest.mark.parametrize("method", ["jas", "influence-pattern"])
 def test_mixed_precision_blocks_keep_float32_scores_close(method):
-    model, images = make("layer-scale").float(), some_images(4).float()
+    model, images = build_model("layer-scale").float(), draw_images(4).float()
     exact = locate_paths(adapt(model), images, method=method)
     mixed = locate_paths(adapt(model), images, method=method, dtype=torch.bfloat16)
     assert mixed.scores.dtype == mixed.jas.dtype == torch.float32
@@ -228,13 +230,13 @@ def test_mixed_precision_blocks_keep_float32_scores_close(method):
 
 
 @pytest.mark.parametrize("tokens", ["class", "all"])
-def test_a_model_that_is_in_bfloat16_itself_is_mined_with_float32_scores(tokens):
-    model, images = make("layer-scale").float(), some_images(4).float()
+def test_a_bfloat16_model_is_mined_with_float32_scores(tokens):
+    model, images = build_model("layer-scale").float(), draw_images(4).float()
     exact = locate_paths(adapt(model), images, tokens=tokens)
-    lower = locate_paths(adapt(model.bfloat16()), images.bfloat16(), exact.targets, tokens=tokens)
-    assert lower.scores.dtype == lower.jas.dtype == torch.float32
+    lowered = locate_paths(adapt(model.bfloat16()), images.bfloat16(), exact.targets, tokens=tokens)
+    assert lowered.scores.dtype == lowered.jas.dtype == torch.float32
     for layer in range(3):
-        pair = torch.stack([exact.own[:, layer].flatten(), lower.own[:, layer].flatten()])
+        pair = torch.stack([exact.own[:, layer].flatten(), lowered.own[:, layer].flatten()])
         assert torch.corrcoef(pair)[0, 1] > 0.95
 
 
@@ -257,21 +259,21 @@ def test_a_model_that_is_in_bfloat16_itself_is_mined_with_float32_scores(tokens)
 )
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        locate_paths(adapt(make("plain")), **{"images": some_images(2), **settings})
+        locate_paths(adapt(build_model("plain")), **{"images": draw_images(2), **settings})
 
 
-def test_class_tokens_are_refused_where_the_head_pools():
+def test_class_tokens_are_refused_for_a_pooling_head():
     with pytest.raises(ValueError, match="use tokens='all'"):
-        locate_paths(adapt(make("average-pool")), some_images())
+        locate_paths(adapt(build_model("average-pool")), draw_images())
 
 
 def test_targets_are_refused_without_a_classifier():
     with pytest.raises(ValueError, match="no classifier"):
-        locate_paths(adapt(make("no-classifier")), some_images(1), torch.tensor([0]))
+        locate_paths(adapt(build_model("no-classifier")), draw_images(1), torch.tensor([0]))
 
 
-def test_activations_that_are_not_finite_name_their_block():
-    model = make("plain")
+def test_the_block_of_activations_that_are_not_finite_is_named():
+    model = build_model("plain")
     model.blocks[1].mlp.fc1.bias.data[0] = float("nan")
     with pytest.raises(ValueError, match=r"block 1 \(blocks.1.mlp.fc2\)"):
-        locate_paths(adapt(model), some_images(1))
+        locate_paths(adapt(model), draw_images(1))

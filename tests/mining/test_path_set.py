@@ -1,4 +1,4 @@
-"""The per-image record: what goes in comes out, batch after batch, readable by any parquet reader."""
+"""Path sets: joining batches, saving and loading, and the documented parquet file."""
 
 import json
 from dataclasses import replace
@@ -13,7 +13,7 @@ SITES = ("blocks.0.mlp.fc2", "blocks.1.mlp.fc2")
 NAMES = ("cat", "dog")
 
 
-def batch(paths, indices, labels) -> PathSet:
+def build_batch(paths, indices, labels) -> PathSet:
     num_images = len(paths)
     mined = MinedPaths(
         paths=torch.tensor(paths),
@@ -29,13 +29,14 @@ def batch(paths, indices, labels) -> PathSet:
     return PathSet.of(mined, indices=indices, labels=labels, site_names=SITES, class_names=NAMES, settings=settings)
 
 
-def whole() -> PathSet:
-    first = batch([[[1, 2, 3], [4, 5, 6]], [[7, 8, 0], [1, 0, 3]]], [10, 13], [0, 1])
-    return PathSet.concat([first, batch([[[2, 4, 6], [8, 0, 1]]], [21], [1])])
+def build_path_set() -> PathSet:
+    """Return a path set of a batch of two images and a batch of one."""
+    first = build_batch([[[1, 2, 3], [4, 5, 6]], [[7, 8, 0], [1, 0, 3]]], [10, 13], [0, 1])
+    return PathSet.concat([first, build_batch([[[2, 4, 6], [8, 0, 1]]], [21], [1])])
 
 
 def test_concat_keeps_the_order():
-    paths = whole()
+    paths = build_path_set()
     assert len(paths) == 3
     assert paths.indices.tolist() == [10, 13, 21]
     assert paths.labels.tolist() == paths.targets.tolist() == [0, 1, 1]
@@ -46,18 +47,18 @@ def test_concat_keeps_the_order():
 
 def test_round_trip(tmp_path):
     file = tmp_path / "paths.parquet"
-    whole().save(file)
+    build_path_set().save(file)
     loaded = PathSet.load(file)
     for name in ("indices", "labels", "predictions", "targets", "jas", "paths"):
-        before, after = getattr(whole(), name), getattr(loaded, name)
+        before, after = getattr(build_path_set(), name), getattr(loaded, name)
         assert before.dtype == after.dtype
         assert torch.equal(before, after)
     assert (loaded.site_names, loaded.class_names, loaded.settings) == (SITES, NAMES, {"method": "jas", "nodes": 4})
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_the_file_is_the_documented_parquet(tmp_path):
-    whole().save(tmp_path / "paths.parquet")
+def test_the_file_is_as_documented(tmp_path):
+    build_path_set().save(tmp_path / "paths.parquet")
     table = pyarrow.parquet.read_table(tmp_path / "paths.parquet")
     assert table.slice(1, 1).to_pylist() == [
         {"index": 13, "label": 1, "prediction": 0, "target": 1, "jas": 6.5, "path": [[7, 8, 0], [1, 0, 3]]}
@@ -65,18 +66,18 @@ def test_the_file_is_the_documented_parquet(tmp_path):
     assert json.loads(table.schema.metadata[b"pathprune"])["site_names"] == list(SITES)
 
 
-def test_what_does_not_belong_together_is_refused():
+def test_records_that_do_not_fit_together_are_refused():
     with pytest.raises(ValueError, match="different class_names"):
-        PathSet.concat([whole(), replace(whole(), class_names=("cat", "eel"))])
+        PathSet.concat([build_path_set(), replace(build_path_set(), class_names=("cat", "eel"))])
     with pytest.raises(ValueError, match="at least one"):
         PathSet.concat([])
     with pytest.raises(ValueError, match="1 images were mined, but 2 indices and 1 labels were given"):
-        batch([[[1], [2]]], [0, 1], [0])
+        build_batch([[[1], [2]]], [0, 1], [0])
 
 
 def test_files_of_another_kind_or_version_are_refused(tmp_path):
     file = tmp_path / "paths.parquet"
-    whole().save(file)
+    build_path_set().save(file)
     table = pyarrow.parquet.read_table(file)
     pyarrow.parquet.write_table(table.replace_schema_metadata(None), file)
     with pytest.raises(ValueError, match="does not hold a path set"):

@@ -1,9 +1,9 @@
-"""A tiny split mined in shards; run as a script, it is killed again and again while it mines.
+"""Tiny split mined in shards; as a script, a run that is killed many times.
 
     python tiny_split.py FOLDER
 
-forks processes that mine into FOLDER/killed, kills each at a random moment (every second one has a slow disk, so that
-many of these moments fall into a write) and lets a last one finish. Prints what every process did as JSON.
+Forks processes that mine into FOLDER/killed and kills each at a random moment. Every second process has a slow disk, so
+that many kills hit a write. A last process finishes the run. Prints the work of every process as JSON.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ NUM_KILLS = 25
 NUM_SHARDS = -(-NUM_IMAGES // SHARD_SIZE)
 
 
-def tiny_model() -> AdaptedModel:
+def build_tiny_model() -> AdaptedModel:
     torch.manual_seed(0)
     args = {"img_size": 8, "patch_size": 4, "depth": 2, "embed_dim": 12, "num_heads": 2, "num_classes": 3}
     return adapt(timm.create_model("vit_tiny_patch16_224", **args).eval())
 
 
-def tiny_images(number: int = NUM_IMAGES, broken: tuple[int, ...] = ()) -> LabelledImages:
-    """Images of three classes, in no order, some of them unreadable."""
+def load_tiny_images(number: int = NUM_IMAGES, broken: tuple[int, ...] = ()) -> LabelledImages:
+    """Return images of three classes in random order; the images at `broken` are unreadable."""
     images = read_split(lambda _: rows(range(number), broken=broken), "train")
     images = images.take(np.random.default_rng(0).permutation(number))
     return images.with_transform(evaluation_transform(DATA_CONFIG))
 
 
-def shard_folder(folder: Path, adapted: AdaptedModel, key: str = "a key") -> ShardFolder:
+def open_shard_folder(folder: Path, adapted: AdaptedModel, key: str = "a key") -> ShardFolder:
     return ShardFolder(folder / "shards", key, {site.name: site.width for site in adapted.sites}, NAMES, {"nodes": 2})
 
 
 def mine(folder: Path, adapted: AdaptedModel, images: LabelledImages, **options) -> ClassStats:
-    """Everything from the beginning, or from where an earlier call was stopped."""
-    shards = shard_folder(folder, adapted)
+    """Mine a split, continuing a run that was stopped, and return the statistics."""
+    shards = open_shard_folder(folder, adapted)
     shards.prepare()
     options = {
         "locate": partial(locate_paths, adapted, nodes=2),
@@ -67,37 +67,38 @@ def mine(folder: Path, adapted: AdaptedModel, images: LabelledImages, **options)
 
 
 def _mine_in_a_fork(folder: Path, adapted: AdaptedModel, images: LabelledImages, *, flush_time: float) -> int:
-    """Start a process that mines into `folder`; returns its id once it has begun."""
-    begun, begin = os.pipe()
+    """Start a process that mines into `folder`; return its id once mining begins."""
+    start_reader, start_writer = os.pipe()
     process = os.fork()
     if process:
-        os.close(begin)
-        os.read(begun, 1)
-        os.close(begun)
+        os.close(start_writer)
+        os.read(start_reader, 1)
+        os.close(start_reader)
         return process
-    written = os.open(folder / "written", os.O_WRONLY | os.O_TRUNC | os.O_CREAT)
+    # "<" at the beginning of each write, ">" at its end
+    journal = os.open(folder / "journal", os.O_WRONLY | os.O_TRUNC | os.O_CREAT)
     write, fsync = ShardFolder.write, os.fsync
 
     def slow_fsync(descriptor: int) -> None:
         time.sleep(flush_time)
         fsync(descriptor)
 
-    def logged_write(self, number, shard) -> None:
-        os.write(written, b"<")
+    def journal_write(self, number, shard) -> None:
+        os.write(journal, b"<")
         write(self, number, shard)
-        os.write(written, b">")
+        os.write(journal, b">")
 
-    ShardFolder.write, os.fsync = logged_write, slow_fsync
-    os.write(begin, b"!")
+    ShardFolder.write, os.fsync = journal_write, slow_fsync
+    os.write(start_writer, b"!")
     mine(folder, adapted, images)
     os._exit(0)
 
 
 def main(folder: Path) -> None:
-    """Mine `whole` at once and `killed` with interruptions."""
+    """Mine into `whole` without and into `killed` with interruptions."""
     torch.set_num_threads(1)
-    adapted, images = tiny_model(), tiny_images()
-    locate_paths(adapted, images[0][0][None])  # what torch prepares on first use is then there in every fork
+    adapted, images = build_tiny_model(), load_tiny_images()
+    locate_paths(adapted, images[0][0][None])  # torch initialises lazily; do it once, before the forks
     for name in ("whole", "killed"):
         (folder / name).mkdir()
     start = time.perf_counter()
@@ -110,9 +111,9 @@ def main(folder: Path) -> None:
         time.sleep(moments.uniform(0, 6 * shard_time))
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
-        written = (folder / "killed" / "written").read_text()
+        journal = (folder / "killed" / "journal").read_text()
         before, finished = finished, sum(1 for _ in (folder / "killed" / "shards").glob("*.safetensors"))
-        kills.append({"mined": written.count("<"), "finished": finished - before, "writing": written.endswith("<")})
+        kills.append({"mined": journal.count("<"), "finished": finished - before, "writing": journal.endswith("<")})
     _, status = os.waitpid(_mine_in_a_fork(folder / "killed", adapted, images, flush_time=0), 0)
     print(json.dumps({"kills": kills, "exit": os.waitstatus_to_exitcode(status)}))
 
