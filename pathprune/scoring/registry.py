@@ -7,9 +7,12 @@ their defaults. A recipe names a step (`path`), or gives a mapping with its name
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,10 +24,34 @@ class RegisteredConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: ClassVar[str]
+    code_hash: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # now, and not when asked: a file may be edited while its old code runs
+        bases = "".join(getattr(base, "code_hash", "") for base in cls.__bases__)
+        cls.code_hash = hashlib.blake2b(bases.encode() + _read_code(cls), digest_size=12).hexdigest()
 
     def spec(self) -> dict[str, Any]:
         """Return the config as a recipe states it: the name and every field, defaults included, as plain data."""
         return {"name": self.name, **self.model_dump(mode="json")}
+
+    def identity(self) -> dict[str, Any]:
+        """Return everything that decides what the step computes, as plain data: `spec`, and a hash of its code.
+
+        The code is the source of the modules that define the class and its bases. A class without source, such as one
+        defined in an interpreter, is identified by its bytecode.
+        """
+        return {**self.spec(), "code": self.code_hash}
+
+
+def _read_code(cls: type) -> bytes:
+    """Return the source of the module that defines `cls`, or the bytecode of its methods where there is no source."""
+    try:
+        return Path(inspect.getfile(cls)).read_bytes()
+    except (OSError, TypeError):
+        functions = [value for value in vars(cls).values() if inspect.isfunction(value)]
+        return b"".join(function.__code__.co_code for function in functions)
 
 
 T = TypeVar("T", bound=RegisteredConfig)

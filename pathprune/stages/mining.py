@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from pathprune.artifacts import Artifact, ArtifactKind, Codec, json_codec
 from pathprune.data import make_loader
 from pathprune.evaluation import MacCounter
+from pathprune.keys import key_of_array
 from pathprune.mining import (
     ClassStats,
     CleanCosine,
@@ -53,17 +54,31 @@ class FinishedShards:
     shards: ShardFolder
     number: int
 
-    def merge(self, folder: Path) -> None:
+    def save(self, folder: Path) -> None:
         """Write the shards as one file of class statistics and one of paths, a shard in memory at a time."""
         folder.mkdir()
         self.shards.save_sums(self.number, folder / _STATS_FILE)
         save_paths(self.shards.read_paths(self.number), folder / _PATHS_FILE)
 
 
+@dataclass(frozen=True)
+class MinedFolder:
+    """Class statistics and paths in memory, ready to be written."""
+
+    stats: ClassStats
+    paths: PathSet
+
+    def save(self, folder: Path) -> None:
+        """Write both files."""
+        folder.mkdir()
+        self.stats.save(folder / _STATS_FILE)
+        self.paths.save(folder / _PATHS_FILE)
+
+
 MINED: ArtifactKind[ClassStats] = ArtifactKind(
     "mined/{}",
-    inputs=("model", "images", "tokens", "settings"),
-    codec=Codec(FinishedShards.merge, lambda folder: ClassStats.load(folder / _STATS_FILE)),
+    inputs=("model", "images", "positions", "tokens", "settings"),
+    codec=Codec(lambda mined, folder: mined.save(folder), lambda folder: ClassStats.load(folder / _STATS_FILE)),
 )
 ACCURACY: ArtifactKind[PathAccuracy] = ArtifactKind(
     "accuracy/{}.json",
@@ -98,6 +113,7 @@ class Mining:
             tokens,
             model=self._context.model_key,
             images=self.sample.key,
+            positions=key_of_array(self.sample.images.indices),  # which the stored paths name
             tokens=tokens,
             settings=self._settings(tokens),
         )
@@ -126,7 +142,7 @@ class Mining:
         stored = context.folder.read(artifact)
         context.accelerator.wait_for_everyone()  # nobody writes before all have looked
         if stored is not None:
-            return stored
+            return self._rename_classes(stored, artifact)
         shards = ShardFolder(
             context.folder.path / "mining" / tokens,
             key=artifact.key,
@@ -146,6 +162,20 @@ class Mining:
             shards.remove()
         context.accelerator.wait_for_everyone()
         return artifact.codec.load(context.folder.path / artifact.name)
+
+    def _rename_classes(self, stats: ClassStats, artifact: Artifact[ClassStats]) -> ClassStats:
+        """Return the statistics under the classes' present names; a renamed class needs no new mining."""
+        names = self._splits.class_names
+        if stats.class_names == names:
+            return stats
+        in_memory = stats.select_classes(torch.ones(len(names), dtype=torch.bool))
+        renamed = replace(in_memory, class_names=names)
+        if self._context.is_main:
+            folder = self._context.folder
+            paths = PathSet.load(folder.path / artifact.name / _PATHS_FILE)
+            folder.write(artifact, MinedFolder(renamed, replace(paths, class_names=names)))
+        self._context.accelerator.wait_for_everyone()
+        return renamed
 
     def _count_macs(self, tokens: Tokens) -> float:
         """Return the multiply-accumulates of mining all images, counted on one of them."""

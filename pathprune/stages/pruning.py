@@ -25,7 +25,7 @@ PLAN: ArtifactKind[PrunePlan] = ArtifactKind(
 )
 PRUNED: ArtifactKind[nn.Module] = ArtifactKind(
     "pruned/{}",
-    inputs=("model", "plan", "compensation", "calibration", "seed", "format"),
+    inputs=("model", "plan", "compensation", "calibration", "class_names", "seed", "format"),
     codec=CHECKPOINT_CODEC,
 )
 
@@ -45,8 +45,9 @@ class Pruning:
             variant.id,
             model=self._context.model_key,
             plan=plan.to_dict(),
-            compensation=compensation.spec(),
+            compensation=compensation.identity(),
             calibration=self._splits.of("calibrate").key if uses_images else None,
+            class_names=self._splits.class_names,
             seed=self._context.recipe.seed if compensation.needs_batches else None,
             format=VERSION,
         )

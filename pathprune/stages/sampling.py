@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from pathprune.artifacts import ArtifactKind, Codec
 from pathprune.data import SKIPPED, LabelledImages, make_loader
 from pathprune.data.class_names import class_indices
+from pathprune.keys import key_of_array
 from pathprune.mining import CleanCosine, LabelProbability, Sampling, sample_for_mining
 from pathprune.models.adapt import evaluating, model_device
 from pathprune.progress import image_progress
@@ -95,8 +95,8 @@ class MiningSample:
         artifact = SAMPLE.of(
             sampling=asdict(sampling),
             seed=context.recipe.seed,
-            positions=hashlib.blake2b(images.indices.tobytes()).hexdigest(),
-            labels=hashlib.blake2b(images.labels.tobytes()).hexdigest(),
+            positions=key_of_array(images.indices),
+            labels=key_of_array(images.labels),
             predictions=predictor if sampling.needs_predictions else None,
         )
 

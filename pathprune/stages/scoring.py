@@ -20,7 +20,7 @@ STATISTICS: ArtifactKind[ActivationStatistics] = ArtifactKind(
 )
 SCORES: ArtifactKind[Scores] = ArtifactKind(
     "scores/{}.safetensors",
-    inputs=("model", "criterion", "mining", "calibration", "classes", "seed"),
+    inputs=("model", "criterion", "mining", "calibration", "classes", "class_names", "seed"),
     codec=Codec(save_file, load_file),
 )
 
@@ -75,10 +75,11 @@ class Scoring:
         return SCORES.of(
             label(criterion),
             model=self._context.model_key,
-            criterion=criterion.spec(),
+            criterion=criterion.identity(),
             mining=self._mining.artifact(tokens).key if tokens else None,
             calibration=calibration.key,
             classes=self._classes,
+            class_names=self._splits.class_names,
             seed=self._context.recipe.seed,
         )
 

@@ -31,14 +31,14 @@ INPUTS = {
     "inspect/exciting.safetensors": ("mining", "columns", "number"),
     "inspect/measured.safetensors": ("mining", "num_images", "random_paths", "seed", "factors"),
     "latency.json": ("widths", "setting"),
-    "mined/{}": ("model", "images", "tokens", "settings"),
+    "mined/{}": ("model", "images", "positions", "tokens", "settings"),
     "model": ("training",),
     "plans/{}.json": ("plan",),
-    "pruned/{}": ("model", "plan", "compensation", "calibration", "seed", "format"),
+    "pruned/{}": ("model", "plan", "compensation", "calibration", "class_names", "seed", "format"),
     "recovered/{}": ("training",),
     "recovering/{}/round-{}/model": ("training",),
     "rows/{}.json": ("evaluation", "dense", "variant", "plan", "seed", "version"),
-    "scores/{}.safetensors": ("model", "criterion", "mining", "calibration", "classes", "seed"),
+    "scores/{}.safetensors": ("model", "criterion", "mining", "calibration", "classes", "class_names", "seed"),
     "statistics.safetensors": ("model", "images", "covariance"),
 }
 
