@@ -4,7 +4,7 @@ from pathprune.mining.accuracy import PathAccuracy, choose_nodes, compare_paths
 from pathprune.mining.class_stats import STATISTICS, ClassStats, Statistic
 from pathprune.mining.integral import TOKENS, Tokens, resolve_nodes
 from pathprune.mining.locate import METHODS, Method, locate_paths, score_paths
-from pathprune.mining.mined import MinedPaths, split_layers
+from pathprune.mining.mined_paths import MinedPaths, split_layers
 from pathprune.mining.objective_config import ObjectiveConfig
 from pathprune.mining.objectives import (
     ClassProbability,

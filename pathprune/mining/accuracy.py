@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from pathprune.mining.mined import MinedPaths, split_layers
+from pathprune.mining.mined_paths import MinedPaths, split_layers
 
 CONVERGED_NODES = 16
 CANDIDATE_NODES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pathprune.files import write_atomically
-from pathprune.mining.mined import MinedPaths, normalize_rows, split_layers
+from pathprune.mining.mined_paths import MinedPaths, normalize_rows, split_layers
 from pathprune.mining.records import Settings, check_same_mining, read_description, write_description
 from pathprune.mining.stored_sums import StoredSums, write_sums
 

@@ -16,7 +16,7 @@ from pathprune.mining import baselines
 from pathprune.mining.attribution import JointAttribution, promote_to_float32
 from pathprune.mining.clean_pass import resolve_classes, run_clean_pass
 from pathprune.mining.integral import TOKENS, Integral, Tokens, resolve_nodes
-from pathprune.mining.mined import MinedPaths, normalize_rows
+from pathprune.mining.mined_paths import MinedPaths, normalize_rows
 from pathprune.mining.objectives import Objective, ObjectiveFunction, resolve_objective
 from pathprune.mining.quadrature import Quadrature, Rule
 from pathprune.models.adapt import evaluating, model_device
@@ -68,15 +68,15 @@ def locate_paths(
     integral = Integral(rule, nodes, first_nodes, tokens, dtype)
     with _open_batch(adapted, images, targets, integral=integral, objective=objective) as batch:
         if method == "jas":
-            located = _locate_jointly(batch.attribution, integral, top_k)
+            location = _locate_jointly(batch.attribution, integral, top_k)
         else:
-            located = _locate_by_ranking(batch.attribution, images, method, top_k)
+            location = _locate_by_ranking(batch.attribution, images, method, top_k)
     return MinedPaths(
-        paths=torch.stack(located.chosen, dim=1),
-        scores=_stack_layers(located.scores),
-        own=_stack_layers(located.own),
-        mass=_stack_layers([normalize_rows(own_BW) for own_BW in located.own]),
-        jas=located.jas_B,
+        paths=torch.stack(location.chosen, dim=1),
+        scores=_stack_layers(location.scores),
+        own=_stack_layers(location.own),
+        mass=_stack_layers([normalize_rows(own_BW) for own_BW in location.own]),
+        jas=location.jas_B,
         targets=batch.targets_B,
         predictions=batch.predictions_B,
     )
@@ -118,7 +118,7 @@ class _Batch:
 
 
 @dataclass(frozen=True)
-class _Located:
+class _Location:
     """Paths of a batch with their scores, layer by layer."""
 
     scores: list[Tensor]  # per layer [B, W]
@@ -160,7 +160,7 @@ def _open_batch(
             yield _Batch(attribution, predictions_B, targets_B)
 
 
-def _locate_jointly(attribution: JointAttribution, integral: Integral, top_k: int) -> _Located:
+def _locate_jointly(attribution: JointAttribution, integral: Integral, top_k: int) -> _Location:
     """Locate layer by layer with the joint attribution score."""
     scores: list[Tensor] = []
     own: list[Tensor] = []
@@ -181,17 +181,17 @@ def _locate_jointly(attribution: JointAttribution, integral: Integral, top_k: in
         jas_B = attribution.sum_activations(chosen) * attribution.integrate_path(prefix, chosen[-1])
     else:
         jas_B = attribution.score_path(_take_best_path(chosen))
-    return _Located(scores, own, chosen, jas_B)
+    return _Location(scores, own, chosen, jas_B)
 
 
-def _locate_by_ranking(attribution: JointAttribution, images: Tensor, method: Method, top_k: int) -> _Located:
+def _locate_by_ranking(attribution: JointAttribution, images: Tensor, method: Method, top_k: int) -> _Location:
     """Locate with a baseline, which ranks every layer on its own."""
     if method == "activation":
         scores, own = baselines.rank_by_activation(attribution)
     else:
         scores, own = baselines.rank_by_influence(attribution, images)
     chosen = [_choose_best(scores_BW, top_k) for scores_BW in scores]
-    return _Located(scores, own, chosen, attribution.score_path(_take_best_path(chosen)))
+    return _Location(scores, own, chosen, attribution.score_path(_take_best_path(chosen)))
 
 
 def _integrate_first_layer(attribution: JointAttribution, quadrature: Quadrature) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pathprune.files import write_atomically
-from pathprune.mining.mined import MinedPaths
+from pathprune.mining.mined_paths import MinedPaths
 from pathprune.mining.records import Settings, check_same_mining, read_description, write_description
 
 TENSOR_NAMES = ("indices", "labels", "predictions", "targets", "jas", "paths")

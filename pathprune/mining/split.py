@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pathprune.data import SKIPPED, LabelledImages, load_batches
 from pathprune.mining.class_stats import ClassStats
-from pathprune.mining.mined import MinedPaths
+from pathprune.mining.mined_paths import MinedPaths
 from pathprune.mining.path_set import PathSet
 from pathprune.mining.shards import Shard, ShardFolder
 from pathprune.models.adapt import model_device

@@ -30,7 +30,7 @@ from tiny import DATA_CONFIG, rows
 
 from pathprune.data import LabelledImages, evaluation_transform, read_split
 from pathprune.mining import ClassStats, MinedPaths, ShardFolder, mine_split, save_paths
-from pathprune.mining.mined import normalize_rows
+from pathprune.mining.mined_paths import normalize_rows
 from pathprune.models.seam import NeuronSite
 from pathprune.scoring import ScoringContext, parse_criterion, score
 

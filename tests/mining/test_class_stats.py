@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from pathprune.mining import ClassStats, MinedPaths, class_stats
 from pathprune.mining.class_stats import save_stats
-from pathprune.mining.mined import normalize_rows
+from pathprune.mining.mined_paths import normalize_rows
 
 WIDTHS = {"blocks.0.mlp.fc2": 3, "blocks.1.mlp.fc2": 2}
 NAMES = ["cat", "dog", "eel"]
