@@ -76,14 +76,24 @@ def make_plan(
     """Keep each site's top-scoring neurons so that a fraction `ratio` is removed.
 
     - scores: one score per neuron `[W]` of every site, higher = keep. Ties keep the earlier site and column.
-    - ratio: fraction removed of `cost`, or of the neurons in blocks without a ratio of their own. The nearest
-      possible fraction counts, and the wider plan of two equally near ones.
-    - cost: cost of the whole model and of each neuron (see `evaluation.neuron_cost`).
-    - damage: measured damage curve of every site, for `normalize="damage"` (see `measure_damage`).
-    - scope, normalize, round_to, min_width, block_ratios, exclude_blocks: see `WidthRules`.
+    - ratio: fraction removed of `cost`, or of the neurons in blocks that compete. The result is the plan nearest to
+      `ratio`, and the wider of two equally near plans.
+    - cost: cost of the whole model and of each neuron, from `pathprune.evaluation.neuron_cost`. None: neurons count.
+    - scope: `uniform` removes the same share of every block. `global` removes the least valuable neurons of the whole
+      model; a block at its smallest allowed width loses no more neurons, and other blocks lose more in its place.
+    - normalize: how `global` compares blocks. `none` compares raw scores, for criteria whose scores mean the same in
+      every block (a loss change, LAMP, path mass). `mean` divides scores by their block's mean, for criteria on each
+      block's own scale (a variance, a weight norm). `damage` chooses widths by measured damage per cost, and takes only
+      the order within a block from the scores.
+    - damage: for `normalize="damage"`, the damage of each site at several widths, from
+      `pathprune.pruning.measure_damage`.
+    - round_to: kept widths are multiples of this number, or the dense width.
+    - min_width: least number of neurons that every block keeps.
+    - block_ratios: fraction removed of single blocks, by index. These blocks do not compete with the others.
+    - exclude_blocks: blocks that keep every neuron.
 
-    Raises ValueError for settings out of range. Raises BudgetError, a ValueError that names the nearest possible
-    fraction, if no plan comes within one percentage point or one step of `ratio`.
+    Raises ValueError for settings out of range, and BudgetError, a ValueError that names the nearest possible fraction,
+    if no plan comes within 0.01 or one step of `ratio`.
     """
     check_ratio("ratio", ratio)
     rules = WidthRules(

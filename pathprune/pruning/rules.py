@@ -15,18 +15,7 @@ Normalize = Literal["none", "mean", "damage"]
 
 @dataclass(frozen=True)
 class WidthRules:
-    """Rules for the kept width of every block.
-
-    - scope: `uniform` removes the same share of every block. `global` removes the least valuable neurons of the whole
-      model; a block at its smallest allowed width loses no more neurons, and other blocks lose more in its place.
-    - normalize: how `global` compares blocks. `none` compares raw scores, for criteria whose scores mean the same in
-      every block (a loss change, LAMP, path mass). `mean` divides scores by their block's mean, for criteria on each
-      block's own scale (a variance, a weight norm). `damage` derives widths from measured damage curves (see
-      `measure_damage`), per cost of a neuron, and takes only the order within a block from the scores.
-    - round_to: kept widths are multiples of this number, or the dense width.
-    - min_width: number of neurons that every block keeps at least.
-    - block_ratios: fraction removed of single blocks. These blocks do not compete with the others.
-    - exclude_blocks: blocks that keep every neuron.
+    """Rules for the kept width of every block; `make_plan` documents the fields.
 
     Raises ValueError for values out of range.
     """

@@ -32,7 +32,7 @@ class ScoringContext:
     - mined: class statistics of neuron paths, by the tokens that mining clamped.
     - statistics: activation statistics of the model.
     - seed: seed of all random choices.
-    - classes: classes that the calibration images are restricted to; None if to no classes.
+    - classes: indices of the classes that the images are restricted to; None: all classes.
     """
 
     adapted: AdaptedModel

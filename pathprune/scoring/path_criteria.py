@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pathprune.data.class_names import ClassKey, class_indices, class_name
-from pathprune.mining import ClassStats, Tokens
+from pathprune.mining import ClassStats, Statistic, Tokens
 from pathprune.models.seam import AdaptedModel
 from pathprune.scoring.criteria import Criterion, ScoringContext, register
 from pathprune.scoring.scores import Scores
@@ -34,14 +34,14 @@ class PathCriterion(Criterion):
       path; mass breaks ties. `published-mass`: the neuron's share of the published path score, for comparison.
     - reduce: reduction over classes. `mean`: the weighted mean. `max`: the largest weighted value, so that a neuron
       which any class needs stays.
-    - classes: classes to score by, as indices or names; null: all. Naming a class without mined images is an error.
-      Without this option, classes without mined images are left out with a warning.
+    - classes: classes to score by, as indices or names; null: all, but for classes without mined images, which are left
+      out with a warning. Every class named here or in `class_weights` needs mined images.
     - class_weights: weights of single classes, by index or name; all other classes weigh 1.
     """
 
     tokens: ClassVar[Tokens] = "all"
 
-    importance: Literal["mass", "count", "published-mass"] = "mass"
+    importance: Statistic = "mass"
     reduce: Literal["mean", "max"] = "mean"
     classes: tuple[ClassKey, ...] | None = None
     class_weights: dict[ClassKey, Weight] = Field(default_factory=dict)
@@ -55,8 +55,8 @@ class PathCriterion(Criterion):
         _check_sites(stats, context.adapted)
         weight_K = self._weigh_classes(stats, image_classes=context.classes)
         if self.importance == "count":
-            counts, masses = (self._reduce_classes(stats, kind, weight_K) for kind in ("count", "mass"))
-            scores = _break_ties(counts, by=masses)
+            counts = self._reduce_classes(stats, "count", weight_K)
+            scores = _break_ties(counts, by=self._reduce_classes(stats, "mass", weight_K))
         else:
             scores = self._reduce_classes(stats, self.importance, weight_K)
         return dict(zip(stats.site_names, scores, strict=True))
@@ -64,8 +64,8 @@ class PathCriterion(Criterion):
     def _weigh_classes(self, stats: ClassStats, *, image_classes: Collection[int] | None) -> Tensor:
         """Return the weight of every class of the statistics `[K]`; 0 for classes that do not count.
 
-        Classes without images are only worth a warning if they are among `image_classes`, to which mining was
-        restricted; None: to no classes.
+        `image_classes` are the classes that mining was restricted to; None: all. Of classes without images, the warning
+        names these only.
         """
         names = stats.class_names
         own_classes = range(len(names)) if self.classes is None else class_indices(self.classes, names)
@@ -95,12 +95,12 @@ class PathCriterion(Criterion):
             )
         return weight_K
 
-    def _reduce_classes(self, stats: ClassStats, kind: str, weight_K: Tensor) -> list[Tensor]:
-        """Return the per-class means of one kind of statistics, reduced over classes: per layer `[W]`."""
+    def _reduce_classes(self, stats: ClassStats, statistic: Statistic, weight_K: Tensor) -> list[Tensor]:
+        """Return the per-class means of a statistic, reduced over classes: per layer `[W]`."""
         weight_of_sum_K = weight_K / stats.num_images.clamp(min=1)
         chunks = torch.split(weight_K.nonzero().flatten(), _CHUNK_CLASSES)
         reduced = []
-        for sums_KW in stats.sums(kind):
+        for sums_KW in stats.sums(statistic):
             weighted = (weight_of_sum_K[chunk, None] * sums_KW[chunk] for chunk in chunks)
             if self.reduce == "max":
                 reduced.append(torch.stack([layer_CW.amax(0) for layer_CW in weighted]).amax(0))

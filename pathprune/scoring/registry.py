@@ -112,7 +112,7 @@ class Registry(Generic[T]):
     def _add(self, name: str, cls: type[Any]) -> None:
         if not (isinstance(cls, type) and issubclass(cls, self._base)):
             raise ValueError(
-                f"{self._kind} {name!r}: {cls!r} is not a subclass of {_format_path(self._base)}; derive it from there"
+                f"{self._kind} {name!r}: {cls!r} is not a subclass of {_format_path(self._base)}; make it one"
             )
         other = self._classes.get(name)
         if other is not None and other is not cls:
