@@ -52,7 +52,8 @@ def test_a_model_is_mined_pruned_saved_and_loaded(name, tmp_path, caplog):
         assert "inner norm, which now normalises over fewer neurons" in caplog.text
         assert not torch.allclose(narrow, expected, rtol=1e-3, atol=1e-3)
     else:
-        assert not caplog.text
+        # Transformers warns of its own configs' token ids, which pruning does not touch
+        assert not [record for record in caplog.records if record.name.startswith("pathprune")]
         torch.testing.assert_close(narrow, expected, rtol=1e-5, atol=1e-5)
     again = load_pruned(save_pruned(pruned.model, tmp_path / "pruned"))
     torch.testing.assert_close(logits(again, images), narrow, rtol=1e-6, atol=1e-6)
