@@ -15,6 +15,8 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from pathprune.recipe import read_summary, shipped_recipes
+
 ROOT = Path(__file__).parent.parent
 PROJECT_FILES = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 
@@ -60,19 +62,17 @@ def render_commands() -> str:
 def render_recipe_table() -> str:
     """Return a table of the shipped recipes with their first comment."""
     rows = ["| recipe | |", "|---|---|"]
-    for file in sorted((ROOT / "recipes").glob("*.yaml")):
-        rows.append(f"| `{file.stem}` | {file.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')} |")
+    rows += [f"| `{name}` | {read_summary(file)} |" for name, file in shipped_recipes().items()]
     return "\n".join(rows)
 
 
 def render_recipe_keys() -> str:
-    """Return the reference recipe with a heading for each of its paragraphs."""
+    """Return the reference recipe with a heading for each key of the top level."""
     text = (ROOT / "recipes" / "reference.yaml").read_text(encoding="utf-8")
     parts = []
-    for index, paragraph in enumerate(re.split(r"\n\n+", text.partition("\n")[2].strip())):
-        key = re.search(r"^(\w+):", paragraph, flags=re.MULTILINE)
-        heading = "General" if index == 0 or key is None else f"`{key[1]}`"
-        parts.append(f"### {heading}\n\n``` {{ .yaml .wrap }}\n{paragraph}\n```\n")
+    for paragraph in text.partition("\n\n")[2].strip().split("\n\n"):
+        (key,) = re.findall(r"^(\w+):", paragraph, flags=re.MULTILINE)
+        parts.append(f"### `{key}`\n\n``` {{ .yaml .wrap }}\n{paragraph}\n```\n")
     return "\n".join(parts)
 
 

@@ -102,9 +102,9 @@ def test_a_class_without_images_is_refused_by_its_split(folder: Path) -> None:
     ("sections", "message"),
     [
         ({"classes": ["cat", "bat"]}, "class 'bat' does not exist"),
-        ({"classes": ["owl"]}, "name two of them at least"),
-        ({"classes": []}, "name two of them at least"),
-        ({"classes": ["owl", "owl"]}, "'owl' is there twice"),
+        ({"classes": ["owl"]}, "name at least two classes"),
+        ({"classes": []}, "name at least two classes"),
+        ({"classes": ["owl", "owl"]}, "'owl' is given twice"),
     ],
 )
 def test_classes_that_cannot_be_are_one_clear_line(folder: Path, sections: dict[str, Any], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -100,7 +101,7 @@ MISTAKES = {
     "ratio out of range": (["prune.ratio=1.2"], "ratio 1.2 is out of range"),
     "unknown key": (["prune.rato=0.2"], "unknown key 'prune.rato'; did you mean 'ratio'?"),
     "unknown criterion": (["score.criteria=[tayler]"], "unknown criterion 'tayler'; did you mean 'taylor'?"),
-    "criterion twice": (["score.criteria=[path, path]"], "'path' is there twice"),
+    "criterion twice": (["score.criteria=[path, path]"], "'path' is given twice"),
     "nothing to score": (["score.criteria=[]"], "score.criteria"),
     "unknown criterion to save": (["prune.save=pathh"], "unknown criterion 'pathh'"),
     "transform timm does not have": (["model.data_config={interpolation: cubicc}"], "choose from nearest, bilinear"),
@@ -155,11 +156,27 @@ def test_recipes_can_be_listed_shown_validated_and_copied(
     assert invoke(monkeypatch, "recipes", "show", "quickstart", "prune.ratio=0.25") == 0
     assert "- 0.25" in capsys.readouterr().out
     assert invoke(monkeypatch, "recipes", "show", "reference") == 0
-    assert "# ≥ 1 neurons that every pruned block keeps" in capsys.readouterr().out
+    assert "# Neurons that every pruned block keeps at least." in capsys.readouterr().out
     assert invoke(monkeypatch, "recipes", "validate", "reference") == 0
     assert invoke(monkeypatch, "recipes", "copy", "reference", str(tmp_path / "mine.yaml")) == 0
     assert invoke(monkeypatch, "recipes", "validate", str(tmp_path / "mine.yaml")) == 0
     assert invoke(monkeypatch, "recipes", "copy", "reference", str(tmp_path / "mine.yaml")) == 2
+
+
+def test_recipes_schema_prints_the_schema_as_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(monkeypatch, "recipes", "schema") == 0
+    assert "prune" in json.loads(capsys.readouterr().out)["properties"]
+
+
+def test_recipes_list_prints_what_each_recipe_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(monkeypatch, "recipes", "list") == 0
+    printed = capsys.readouterr().out
+    assert "Prune your own fine-tuned checkpoint on your own images." in printed
+    assert "yaml-language-server" not in printed
 
 
 def test_export_prints_a_row_per_file(

@@ -37,9 +37,10 @@ def _configure_logging(
     logging.getLogger("pathprune").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
-def _help(command: Callable[..., None]) -> str:
-    """Return a command's docstring with one line per paragraph: Typer would keep the line breaks of the source."""
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in (command.__doc__ or "").split("\n\n"))
+def _add_command(app: typer.Typer, function: Callable[..., None], name: str, *, panel: str | None = None) -> None:
+    """Add a command whose help is the docstring, with one line per paragraph: Typer would keep the line breaks."""
+    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in (function.__doc__ or "").split("\n\n"))
+    app.command(name, help=text, rich_help_panel=panel)(function)
 
 
 def _build_app() -> typer.Typer:
@@ -52,26 +53,23 @@ def _build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         callback=_configure_logging,
     )
-    panels = {
-        "Experiments": (
-            (experiments.run, "run"),
-            (experiments.compare, "compare"),
-            (experiments.prune, "prune"),
-            (experiments.finetune, "finetune"),
-            (experiments.evaluate, "eval"),
-        ),
-        "Neuron paths": ((experiments.mine, "mine"), (experiments.inspect, "inspect")),
-        "Deployment": ((deployment.bench, "bench"), (deployment.export, "export"), (deployment.push, "push")),
-    }
-    for panel, commands in panels.items():
-        for function, name in commands:
-            app.command(name, help=_help(function), rich_help_panel=panel)(function)
+    _add_command(app, experiments.run, "run", panel="Experiments")
+    _add_command(app, experiments.compare, "compare", panel="Experiments")
+    _add_command(app, experiments.prune, "prune", panel="Experiments")
+    _add_command(app, experiments.finetune, "finetune", panel="Experiments")
+    _add_command(app, experiments.evaluate, "eval", panel="Experiments")
+    _add_command(app, experiments.mine, "mine", panel="Neuron paths")
+    _add_command(app, experiments.inspect, "inspect", panel="Neuron paths")
+    _add_command(app, deployment.bench, "bench", panel="Deployment")
+    _add_command(app, deployment.export, "export", panel="Deployment")
+    _add_command(app, deployment.push, "push", panel="Deployment")
 
     recipes_app = typer.Typer(no_args_is_help=True)
-    recipes_app.command("list")(recipes.list_recipes)
-    recipes_app.command("show")(recipes.show_recipe)
-    recipes_app.command("validate")(recipes.validate_recipe)
-    recipes_app.command("copy")(recipes.copy_recipe)
+    _add_command(recipes_app, recipes.list_recipes, "list")
+    _add_command(recipes_app, recipes.show_recipe, "show")
+    _add_command(recipes_app, recipes.validate_recipe, "validate")
+    _add_command(recipes_app, recipes.copy_recipe, "copy")
+    _add_command(recipes_app, recipes.print_schema, "schema")
     app.add_typer(
         recipes_app,
         name="recipes",

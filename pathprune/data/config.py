@@ -1,4 +1,4 @@
-"""Which images, as a recipe says it."""
+"""The `data` section of a recipe."""
 
 from __future__ import annotations
 
@@ -8,23 +8,38 @@ from pathprune.section import Section
 
 
 class SplitsConfig(Section):
-    """Which split each use reads, as in `datasets`: train, train[:1000], test[50%:]."""
+    """Split of each use, in the syntax of `datasets`: train, train[:1000], test[50%:].
 
-    mine: str = "train"
-    calibrate: str = "train"
-    train: str = "train"
-    validation: str | None = None
-    evaluate: str = "test"
+    No evaluation or validation image may occur in a split of another use.
+    """
+
+    mine: str = Field("train", description="Images whose neuron paths are located.")
+    calibrate: str = Field("train", description="Images for activation statistics, gradients and fits.")
+    train: str = Field("train", description="Images to train on.")
+    validation: str | None = Field(
+        None, description="Images for prune.max_drop and for the best weights of a training. null: none."
+    )
+    evaluate: str = Field("test", description="Images for the reported accuracy.")
 
 
 class DataConfig(Section):
-    """Which images."""
+    """Images and their labels."""
 
-    source: str = Field("demo", description="parquet or image folder, file, hub name, or demo")
-    config: str | None = Field(None, description="configuration of a hub data set")
-    revision: str | None = Field(None, description="revision of a hub data set")
-    image_column: str | None = Field(None, description="null: found by its usual names")
-    label_column: str | None = Field(None, description="null: found by its usual names")
+    source: str = Field(
+        "demo",
+        description="Data source: demo (embedded CIFAR-10 images), a parquet file, a folder of parquet files, an image "
+        "folder, a folder written by save_to_disk, or a name on the Hugging Face hub.",
+    )
+    config: str | None = Field(None, description="Configuration of the data set on the hub.")
+    revision: str | None = Field(None, description="Revision of the data set on the hub.")
+    image_column: str | None = Field(
+        None, description="Column of the images. null: image, img, pixel_values, jpg or png."
+    )
+    label_column: str | None = Field(None, description="Column of the labels. null: label, labels, fine_label or cls.")
     splits: SplitsConfig = SplitsConfig()
-    max_unreadable: float = Field(0.01, ge=0, le=1, description="share of images that may be skipped as unreadable")
-    num_workers: int = Field(0, ge=0, description="processes that decode images")
+    max_unreadable: float = Field(
+        0.01, ge=0, le=1, description="Fraction of images that may be unreadable. They are skipped and counted."
+    )
+    num_workers: int = Field(
+        0, ge=0, description="Processes that decode images. 0: decode in the main process; for photographs try 4 to 8."
+    )

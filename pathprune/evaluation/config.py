@@ -1,4 +1,4 @@
-"""Recipe section `evaluate`: evaluation images and latency measurement."""
+"""The `evaluate` section of a recipe."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathprune.section import Section
 
 
 class EvaluateConfig(Section):
-    """Settings of evaluation and latency measurement."""
+    """Measurements of accuracy and latency."""
 
-    num_images: int | None = Field(None, ge=1, description="evaluation images; null: the whole split")
-    batch_size: int = Field(128, ge=1, description="images per batch and process")
-    seed: int | None = Field(None, ge=0, description="seed that samples evaluation images; null: the recipe's seed")
-    latency: bool = Field(True, description="measure the latency of dense and pruned models on this device")
-    latency_batch_size: int = Field(16, ge=1, description="images per timed forward pass")
-    latency_repeats: int = Field(20, ge=1, description="timed forward passes per model; the models take turns")
+    num_images: int | None = Field(None, ge=1, description="Evaluation images. null: all images of the split.")
+    batch_size: int = Field(128, ge=1, description="Images per batch and process.")
+    seed: int | None = Field(
+        None, ge=0, description="Seed of the sample of evaluation images. null: the recipe's seed."
+    )
+    latency: bool = Field(True, description="Measure the latency of dense and pruned models in turns on this device.")
+    latency_batch_size: int = Field(16, ge=1, description="Images per timed forward pass.")
+    latency_repeats: int = Field(20, ge=1, description="Timed forward passes per model.")

@@ -6,7 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from pathprune.mining.objectives import ClassProbability, CleanCosine, LabelProbability, Objective
 from pathprune.mining.zero_shot import ZeroShot
@@ -16,8 +18,22 @@ from pathprune.section import Section
 class ObjectiveConfig(Section):
     """Objective by name; a bare name stands for `{name: NAME}`. `head` is the zero-shot head's safetensors file."""
 
-    name: Literal["class-probability", "label-probability", "zero-shot", "cosine"]
-    head: str | None = None
+    name: Literal["class-probability", "label-probability", "zero-shot", "cosine"] = Field(
+        description="class-probability: softmax probability of the class. label-probability: sigmoid of the label's "
+        "own logit, for multi-label models. cosine: cosine to the clean embedding. zero-shot: probability of the "
+        "class among the text embeddings of `head`."
+    )
+    head: str | None = Field(
+        None,
+        description="File of the zero-shot head: safetensors with text_embeddings [classes, D] and, optionally, "
+        "logit_scale.",
+    )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        mapping = handler(schema)
+        name = handler.resolve_ref_schema(mapping)["properties"]["name"]
+        return {"anyOf": [name, mapping], "description": "A name, or a mapping with a name and a head."}
 
     @model_validator(mode="before")
     @classmethod

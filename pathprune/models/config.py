@@ -1,30 +1,55 @@
-"""The model section of a recipe."""
+"""The `model` section of a recipe."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, JsonValue, field_validator
 
 from pathprune.section import Section
 
-# arguments of timm.data.create_transform
-_DATA_CONFIG = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")
+_THREE_NUMBERS: JsonValue = {"type": "array", "items": {"type": "number"}, "minItems": 3, "maxItems": 3}
+
+# JSON schemas of the arguments of timm.data.create_transform that a recipe may set
+_DATA_CONFIG: dict[str, JsonValue] = {
+    "input_size": _THREE_NUMBERS,
+    "mean": _THREE_NUMBERS,
+    "std": _THREE_NUMBERS,
+    "interpolation": {"enum": [*_INTERPOLATIONS]},
+    "crop_pct": {"type": "number"},
+    "crop_mode": {"enum": ["center", "squash", "border"]},
+}
 
 
 class ModelConfig(Section):
-    """The model and the source of its weights."""
+    """Model and weights."""
 
-    name: str = Field("demo", description="timm or hf-hub: name, a folder that a library saved, or demo")
-    checkpoint: str | None = Field(None, description="file or folder of weights; null: the weights of the name")
-    pretrained: bool = Field(True, description="without a checkpoint, download pretrained weights")
-    num_classes: int | None = Field(None, ge=0, description="size of the head; 0: no head; null: as in the checkpoint")
-    image_size: int | None = Field(None, ge=1, description="input size in pixels; null: the model's own")
-    slice_head: bool = Field(False, description="with `classes`: remove all other classes from the head")
-    args: dict[str, Any] = Field(default_factory=dict, description="further arguments of timm.create_model")
+    name: str = Field(
+        "demo",
+        description="Model: demo (a small ViT for CIFAR-10), a timm name, hf-hub:NAME, or a checkpoint folder that "
+        "timm, Transformers, a Trainer or pathprune saved.",
+    )
+    checkpoint: str | None = Field(
+        None,
+        description="Weights for the model: a .safetensors, .pth, .pt or .npz file, or a folder of one. No code in the "
+        "file is run. null: the weights that belong to the name.",
+    )
+    pretrained: bool = Field(
+        True, description="Load the pretrained weights of a timm name. false: random weights, to train from scratch."
+    )
+    num_classes: int | None = Field(
+        None, ge=0, description="Number of classes of the head. 0: no head. null: as in the checkpoint."
+    )
+    image_size: int | None = Field(None, ge=1, description="Image size in pixels. null: the model's own.")
+    slice_head: bool = Field(False, description="Remove all classes but those of the key `classes` from the head.")
+    args: dict[str, Any] = Field(
+        default_factory=dict, description="Further arguments of timm.create_model, such as {depth: 6}."
+    )
     data_config: dict[str, Any] = Field(
-        default_factory=dict, description="preprocessing that the checkpoint does not state: mean, std, interpolation …"
+        default_factory=dict,
+        description="Preprocessing, if the checkpoint does not define it: " + ", ".join(_DATA_CONFIG) + ".",
+        json_schema_extra={"properties": _DATA_CONFIG, "additionalProperties": False},
     )
 
     @field_validator("data_config")
@@ -33,7 +58,8 @@ class ModelConfig(Section):
         for key, setting in value.items():
             if key not in _DATA_CONFIG:
                 raise ValueError(f"unknown key '{key}'; choose from {', '.join(_DATA_CONFIG)}")
-            if key in ("input_size", "mean", "std") and not (isinstance(setting, list | tuple) and len(setting) == 3):
+            needs_three = _DATA_CONFIG[key] is _THREE_NUMBERS
+            if needs_three and not (isinstance(setting, list | tuple) and len(setting) == 3):
                 raise ValueError(f"{key} is {setting!r}; give three numbers")
             if key == "interpolation" and setting not in _INTERPOLATIONS:
                 raise ValueError(f"interpolation is '{setting}'; choose from {', '.join(_INTERPOLATIONS)}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,8 @@ _COMPENSATIONS: Registry[Compensation] = Registry(
     "compensation",
     Compensation,  # type: ignore[type-abstract]  # the base class, which is never instantiated itself
 )
+
+CompensationSpec = Annotated[Any, _COMPENSATIONS]  # what a recipe may give for a compensation
 
 register = _COMPENSATIONS.register
 list_compensations = _COMPENSATIONS.list_names

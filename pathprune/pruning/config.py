@@ -4,34 +4,64 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from pathprune.pruning.budget import ShareKind
 from pathprune.pruning.rules import Normalize, Scope, WidthRules, check_ratio
 from pathprune.scoring import get_criterion
-from pathprune.section import AsTuple, Section, distinct
+from pathprune.section import AsTuple, Section, refuse_duplicates
+
+# a JSON schema for editors; check_ratio() raises the errors
+Ratio = Annotated[float, WithJsonSchema({"type": "number", "minimum": 0, "exclusiveMaximum": 1})]
+
+
+def _allow_null(schema: dict[str, Any]) -> None:
+    schema["anyOf"].append({"type": "null"})
 
 
 class PruneConfig(Section):
-    """Number of neurons to remove, and the blocks that lose them; ratios are the fraction *removed*."""
+    """Number of neurons to remove, and their distribution over the blocks."""
 
-    ratio: Annotated[tuple[float, ...], AsTuple] = Field(
-        (0.5,), description="fraction removed of what `budget` names: one number, or a list"
+    ratio: Annotated[tuple[Ratio, ...], AsTuple] = Field(
+        (0.5,),
+        description="Fraction to remove of what `budget` names: a number, or a list for one pruned model per ratio. "
+        "null: use max_drop.",
+        json_schema_extra=_allow_null,
     )
     budget: ShareKind = Field(
-        "neurons", description="what `ratio` is a fraction of: MLP neurons, or a cost of the whole model"
+        "neurons",
+        description="Quantity that `ratio` is a fraction of: MLP neurons; parameters or MACs of the whole model; its "
+        "latency, measured on this device.",
     )
     max_drop: float | None = Field(
-        None, ge=0, lt=100, description="instead of a ratio: points of top-1 that may be lost on data.splits.validation"
+        None,
+        ge=0,
+        lt=100,
+        description="Loss of top-1 accuracy in points that is allowed on data.splits.validation. The smallest model "
+        "within it is chosen, in place of a ratio. null: use ratio.",
     )
-    scope: Scope = Field("uniform", description="uniform: the same share of every block; global: by score")
-    normalize: Normalize = Field("none", description="how a global budget compares blocks")
-    round_to: int = Field(1, ge=1, description="kept widths are multiples of this; 8 or 64 suit GPUs")
-    min_width: int = Field(1, ge=1, description="neurons that every block keeps")
-    block_ratios: dict[int, float] = Field(default_factory=dict, description="fraction removed of single blocks")
-    exclude_blocks: Annotated[tuple[int, ...], AsTuple] = Field((), description="blocks that keep every neuron")
+    scope: Scope = Field(
+        "uniform",
+        description="uniform: remove the same fraction of every block. global: remove the neurons with the lowest "
+        "scores of all blocks.",
+    )
+    normalize: Normalize = Field(
+        "none",
+        description="Comparison of blocks with scope global. none: by score. mean: by score over the block's mean "
+        "score. damage: choose the width of every block by the measured change of the output per MAC.",
+    )
+    round_to: int = Field(
+        1, ge=1, description="Kept widths are multiples of this number. GPUs are slow at odd widths: use 8 to 64."
+    )
+    min_width: int = Field(1, ge=1, description="Neurons that every pruned block keeps at least.")
+    block_ratios: dict[int, Ratio] = Field(
+        default_factory=dict, description="Fraction to remove of single blocks: {block: ratio}."
+    )
+    exclude_blocks: Annotated[tuple[int, ...], AsTuple] = Field((), description="Blocks that keep every neuron.")
     save: Annotated[tuple[str, ...], AsTuple] = Field(
-        ("path",), description="criteria whose pruned models are saved; all: every criterion"
+        ("path",),
+        description="Criteria whose pruned checkpoints `pathprune run` saves; [all]: every criterion, []: none. "
+        "`pathprune prune` saves all checkpoints.",
     )
 
     @property
@@ -80,7 +110,7 @@ class PruneConfig(Section):
     def _check_ratio(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         for ratio in value:
             check_ratio("ratio", ratio)
-        return distinct(value)
+        return refuse_duplicates(value)
 
     @field_validator("block_ratios")
     @classmethod

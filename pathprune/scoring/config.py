@@ -6,22 +6,26 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from pathprune.scoring.criteria import parse_criterion
-from pathprune.section import AsTuple, Section, distinct
+from pathprune.scoring.criteria import CriterionSpec, parse_criterion
+from pathprune.section import AsTuple, Section, refuse_duplicates
 
 
 class ScoreConfig(Section):
-    """Criteria that rank the neurons, and the calibration images for them."""
+    """Criteria that score the neurons, and their calibration images."""
 
-    criteria: Annotated[tuple[Any, ...], AsTuple] = Field(
-        ("path", "path-class", "magnitude-l2", "random"), min_length=1, description="names, or {name: …, option: …}"
+    criteria: Annotated[tuple[CriterionSpec, ...], AsTuple] = Field(
+        ("path", "path-class", "magnitude-l2", "random"),
+        min_length=1,
+        description="Criteria to compare. A name, or a mapping with options such as {name: path, reduce: max}.",
     )
-    num_images: int | None = Field(512, ge=1, description="calibration images for statistics and gradients; null: all")
-    batch_size: int = Field(64, ge=1, description="calibration images per batch")
+    num_images: int | None = Field(
+        512, ge=1, description="Calibration images for statistics and gradients. null: all images of the split."
+    )
+    batch_size: int = Field(64, ge=1, description="Calibration images per batch.")
 
     @field_validator("criteria")
     @classmethod
     def _check_criteria(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         for criterion in value:
             parse_criterion(criterion)
-        return distinct(value)
+        return refuse_duplicates(value)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pathprune.mining import ClassStats, Tokens
 from pathprune.models.seam import AdaptedModel
@@ -68,6 +68,8 @@ _CRITERIA: Registry[Criterion] = Registry(
     Criterion,  # type: ignore[type-abstract]  # the base class, which is never instantiated itself
     entry_point_group="pathprune.criteria",
 )
+
+CriterionSpec = Annotated[Any, _CRITERIA]  # what a recipe may give for a criterion
 
 register = _CRITERIA.register
 list_criteria = _CRITERIA.list_names

@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 
 class RegisteredConfig(BaseModel):
@@ -31,6 +34,11 @@ class RegisteredConfig(BaseModel):
         # now, and not when asked: a file may be edited while its old code runs
         bases = "".join(getattr(base, "code_hash", "") for base in cls.__bases__)
         cls.code_hash = hashlib.blake2b(bases.encode() + _read_code(cls), digest_size=12).hexdigest()
+
+    @classmethod
+    def summary(cls) -> str:
+        """Return the first paragraph of the docstring on one line."""
+        return " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
 
     def spec(self) -> dict[str, Any]:
         """Return the config as a recipe states it: the name and every field, defaults included, as plain data."""
@@ -108,6 +116,18 @@ class Registry(Generic[T]):
             return cls.model_validate({key: value for key, value in spec.items() if key != "name"})
         except ValidationError as error:
             raise ValueError(f"{self._kind} {cls.name!r}: {_format_in_one_line(error, cls)}") from error
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Return the JSON schema of a spec. `Annotated[Any, registry]` gives it to a field of specs."""
+        names, mappings = [], []
+        for name in self.list_names():
+            cls = self.get(name)
+            summary = cls.summary()
+            options = deepcopy(handler.resolve_ref_schema(handler(cls.__pydantic_core_schema__)))
+            options["properties"] = {"name": {"const": name, "description": summary}, **options.get("properties", {})}
+            names.append({"const": name, "description": summary})
+            mappings.append({**options, "description": summary, "required": ["name", *options.get("required", ())]})
+        return {"anyOf": [*names, *mappings]}
 
     def _add(self, name: str, cls: type[Any]) -> None:
         if not (isinstance(cls, type) and issubclass(cls, self._base)):

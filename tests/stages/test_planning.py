@@ -159,7 +159,7 @@ def test_a_plan_that_is_narrow_from_the_start_and_loses_too_much_is_refused(
 @pytest.mark.parametrize(
     ("prune", "message"),
     [
-        ({"max_drop": 1.0}, "name their split in data.splits.validation"),
+        ({"max_drop": 1.0}, "set data.splits.validation"),
         ({"max_drop": 1.0, "ratio": 0.5}, "ratio and max_drop are both given; set one of them to null"),
         ({"ratio": []}, "neither ratio nor max_drop is given"),
         ({"max_drop": -1.0}, "max_drop"),
