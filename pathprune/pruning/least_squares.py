@@ -32,14 +32,18 @@ class LeastSquares(Compensation):
     With kept neurons K, removed neurons P, and means μ and covariances Σ of their activations:
     `R = Σ_PK (Σ_KK + λI)⁻¹`, `W2[:, K] += W2[:, P] R`, `b2 += W2[:, P] (μ_P − R μ_K)`, as in CORP (arXiv 2602.05243).
     All activations are the dense model's, so errors of earlier blocks stay; `sequential` corrects them.
-
-    - ridge: λ relative to the mean of Σ_KK's diagonal. The larger the ridge, the closer the result to the mean shift.
     """
 
     needs_statistics: ClassVar[bool] = True
     needs_covariance: ClassVar[bool] = True
 
-    ridge: float = Field(1e-3, ge=0, allow_inf_nan=False)
+    ridge: float = Field(
+        1e-3,
+        ge=0,
+        allow_inf_nan=False,
+        description="Ridge λ, relative to the mean variance of the kept neurons. A larger ridge brings the result "
+        "closer to the mean shift.",
+    )
 
     @torch.no_grad()
     def __call__(self, pruned: AdaptedModel, context: CompensationContext) -> None:

@@ -37,23 +37,29 @@ class Sequential(Compensation):
     down-projection is `(dense block output − pruned state before the MLP) / γ`, where γ is the LayerScale (1 without).
     Fitting starts at the first pruned block and includes later blocks that keep every neuron.
 
-    - ridge: penalty on the change from the dense weights, relative to the mean variance of the layer's inputs. Each
-      output's penalty is scaled by `mean(γ²) / γ²`, since outputs that barely reach the stream would get huge weights.
-      `cross-validated`: choose the ridge of each layer by fits on one half of the images, tested on the other half.
-    - token_weights: weigh each token by the sensitivity of the model's answer to it. In the last block of a model that
-      reads the class token, only this token counts, so the fit has far fewer tokens.
-    - refit_attention: also refit the attention's linear layers behind the first pruned block. The output projection
-      is fitted to the dense model's state before the MLP, all other layers to the dense model's outputs.
-    - reconstruct: epochs of gradient descent on both layers of each MLP, after the fit and towards the same target.
-      Some images are held out, and the epoch with the least held-out error counts. 0: no such training.
+    The ridge of each output is scaled by `mean(γ²) / γ²`, since outputs that barely reach the stream would get huge
+    weights. In attention, the output projection is fitted to the dense model's state before the MLP, all other layers
+    to the dense model's outputs. With token weights, the last block of a model that reads the class token is fitted to
+    this token alone. Reconstruction keeps the epoch with the least error on held-out images.
     """
 
     needs_batches: ClassVar[bool] = True
 
-    ridge: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["cross-validated"] = "cross-validated"
-    token_weights: bool = False
-    refit_attention: bool = True
-    reconstruct: int = Field(10, ge=0)
+    ridge: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["cross-validated"] = Field(
+        "cross-validated",
+        description="Penalty on the change from the dense weights, relative to the mean variance of the layer's "
+        "inputs. cross-validated: chosen for each layer by fits on one half of the images, tested on the other half.",
+    )
+    token_weights: bool = Field(False, description="Weigh each token by the sensitivity of the model's output to it.")
+    refit_attention: bool = Field(
+        True, description="Also refit the attention's linear layers behind the first pruned block."
+    )
+    reconstruct: int = Field(
+        10,
+        ge=0,
+        description="Epochs of gradient descent on both layers of each MLP, after the fit and towards the same "
+        "target. 0: none.",
+    )
 
     @torch.no_grad()
     def __call__(self, pruned: AdaptedModel, context: CompensationContext) -> None:

@@ -28,23 +28,33 @@ _TIE_DECIMALS = 9  # counts that agree to this many decimals differ by rounding 
 
 @register("path")
 class PathCriterion(Criterion):
-    """Influence along neuron paths (arXiv 2503.09046), mined with every token clamped, as pruning affects every token.
+    """Influence along neuron paths (arXiv 2503.09046), mined with every token clamped.
 
-    - importance: `mass`: the neuron's own attribution as a share of its layer's. `count`: how often the neuron is on a
-      path; mass breaks ties. `published-mass`: the neuron's share of the published path score, for comparison.
-    - reduce: reduction over classes. `mean`: the weighted mean. `max`: the largest weighted value, so that a neuron
-      which any class needs stays.
-    - classes: classes to score by, as indices or names; null: all, but for classes without mined images, which are left
-      out with a warning. Every class named here or in `class_weights` needs mined images.
-    - class_weights: weights of single classes, by index or name; all other classes weigh 1.
+    Pruning affects every token.
     """
 
     tokens: ClassVar[Tokens] = "all"
 
-    importance: Statistic = "mass"
-    reduce: Literal["mean", "max"] = "mean"
-    classes: tuple[ClassKey, ...] | None = None
-    class_weights: dict[ClassKey, Weight] = Field(default_factory=dict)
+    importance: Statistic = Field(
+        "mass",
+        description="mass: the neuron's own attribution as a fraction of its layer's. count: how often the neuron is "
+        "on a path; mass breaks ties. published-mass: the neuron's fraction of the published path score, for "
+        "comparison.",
+    )
+    reduce: Literal["mean", "max"] = Field(
+        "mean",
+        description="Reduction over classes. mean: the weighted mean. max: the largest weighted value, which keeps a "
+        "neuron that any class needs.",
+    )
+    classes: tuple[ClassKey, ...] | None = Field(
+        None,
+        description="Classes to score by, as indices or names. null: all classes, except those without mined images, "
+        "which are left out with a warning.",
+    )
+    class_weights: dict[ClassKey, Weight] = Field(
+        default_factory=dict,
+        description="Weights of single classes, by index or name, each with mined images. Other classes weigh 1.",
+    )
 
     @property
     def needs_mining(self) -> Tokens:

@@ -27,15 +27,15 @@ class PathSurgeon(BrainSurgeon):
     gradient at the MLP's output, integrated along the path on which all neurons of the layer are scaled from zero to
     their values at every token: layer-progressive location with the whole layer as candidates (arXiv 2503.09046). The
     answer is a random direction of the logits for each image, so no labels are needed.
-
-    - ridge: as in `obs`.
-    - nodes: number of Gauss–Legendre nodes of the integral.
-    - num_images: number of calibration images to integrate over, from the first. Each costs about `1.5 · nodes` forward
-      passes for every block.
     """
 
-    nodes: int = Field(3, ge=1)
-    num_images: int = Field(200, ge=1)
+    nodes: int = Field(3, ge=1, description="Gauss–Legendre nodes of the integral along the path.")
+    num_images: int = Field(
+        200,
+        ge=1,
+        description="First calibration images, which the integral is averaged over. Each costs about 1.5 · nodes "
+        "forward passes per block.",
+    )
 
     def __call__(self, context: ScoringContext) -> Scores:
         batches = take_images(context.batches, self.num_images)

@@ -28,14 +28,16 @@ class OutputSensitivity(Criterion):
     The variance of the neuron's activation, weighed by the sensitivity of the model's answer to `w_j`, the neuron's
     column of `down`. G is the second moment of gradients of random logit directions at the MLP's output. Scores are on
     each block's own scale, so combine `prune.scope: global` with `prune.normalize: mean`.
-
-    - directions: number of random logit directions per image. More directions smooth the estimate from few images and
-      cost a backward pass each.
     """
 
     needs_statistics: ClassVar[bool] = True
 
-    directions: int = Field(1, ge=1)
+    directions: int = Field(
+        1,
+        ge=1,
+        description="Random logit directions per image. More directions smooth the estimate from few images and cost "
+        "a backward pass each.",
+    )
 
     def __call__(self, context: ScoringContext) -> Scores:
         assert context.statistics is not None, "score() checks the inputs of a criterion"

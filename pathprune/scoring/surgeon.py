@@ -26,15 +26,18 @@ class BrainSurgeon(Criterion):
     needed so that scores follow the order of removal. Follows DVBP + OB²C (arXiv 2608.17657), after OBS (Hassibi 1993).
     All updates together are the weight change of the compensation `least-squares`, which completes the method.
 
-    - ridge: added to the diagonal of the covariance Σ, relative to its mean, as in `least-squares`.
-
     Takes O(W³) per site on the CPU: seconds per site of a ViT-S.
     """
 
     needs_statistics: ClassVar[bool] = True
     needs_covariance: ClassVar[bool] = True
 
-    ridge: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    ridge: float = Field(
+        1e-3,
+        gt=0,
+        allow_inf_nan=False,
+        description="Ridge added to the diagonal of the covariance Σ, relative to the mean of the diagonal.",
+    )
 
     def __call__(self, context: ScoringContext) -> Scores:
         weights = {site.name: exact_weight(site.down) for site in context.adapted.sites}

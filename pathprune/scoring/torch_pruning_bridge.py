@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch_pruning as tp
+from pydantic import Field
 from torch import Tensor
 
 from pathprune.models.graph import TracedMlp, trace_mlp
@@ -136,13 +137,12 @@ class Fpgm(Criterion):
 
 @register("taylor")
 class Taylor(Criterion):
-    """First-order change of the loss (Molchanov et al., CVPR 2019): `|w · dL/dw|` summed over the neuron's weights.
-
-    - multivariable: take the absolute value of the sum rather than the sum of absolute values.
-    """
+    """First-order change of the loss (Molchanov et al., CVPR 2019): `|w · dL/dw|` summed over the neuron's weights."""
 
     needs_labels: ClassVar[bool] = True
-    multivariable: bool = False
+    multivariable: bool = Field(
+        False, description="Take the absolute value of the sum instead of the sum of the absolute values."
+    )
 
     def __call__(self, context: ScoringContext) -> Scores:
         importance = tp.importance.TaylorImportance(

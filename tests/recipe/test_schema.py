@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,12 @@ def validator() -> Draft7Validator:
     schema = recipe_schema()
     Draft7Validator.check_schema(schema)
     return Draft7Validator(schema)
+
+
+@pytest.mark.parametrize("name", ["reference.yaml", "recipe.schema.json"])
+def test_generated_files_are_up_to_date(name: str) -> None:
+    text = (recipes_folder() / name).read_text(encoding="utf-8")
+    assert text == generated_files()[name], "run `python -m pathprune.recipe.generate` and commit its changes"
 
 
 def test_the_reference_has_every_key_with_its_default() -> None:
@@ -125,6 +132,23 @@ def test_the_schema_lists_the_methods_and_rules_of_the_miner() -> None:
     keys = recipe_schema()["$defs"]["MineConfig"]["properties"]
     assert set(keys["method"]["enum"]) == set(METHODS)
     assert set(keys["rule"]["enum"]) == set(RULES)
+
+
+def undescribed(schema: Any, path: str = "") -> Iterator[str]:
+    """Yield the paths of keys without a description."""
+    if isinstance(schema, dict):
+        for key, value in schema.get("properties", {}).items():
+            if "description" not in value and "$ref" not in value and not path.endswith("data_config"):
+                yield f"{path}.{key}"
+        for name, value in schema.items():
+            yield from undescribed(value, f"{path}.{name}")
+    elif isinstance(schema, list):
+        for place, value in enumerate(schema):
+            yield from undescribed(value, f"{path}.{place}")
+
+
+def test_every_key_and_option_has_a_description() -> None:
+    assert list(undescribed(recipe_schema())) == []
 
 
 def test_the_schema_has_the_criteria_of_other_packages(monkeypatch: pytest.MonkeyPatch) -> None:
