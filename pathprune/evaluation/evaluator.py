@@ -33,7 +33,7 @@ from pathprune.evaluation.metrics import (
     TopKAccuracy,
 )
 from pathprune.files import write_atomically
-from pathprune.models.adapt import evaluating, model_device
+from pathprune.models.adapt import evaluating, find_device
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -136,7 +136,7 @@ def evaluate_model(
     readable images, and for a `reference` on other images. Messages name the model by `description`.
     """
     accelerator = accelerator or Accelerator()
-    device = model_device(model)
+    device = find_device(model)
     parts: list[Tensor] = []
     done = 0
     num_classes = 0

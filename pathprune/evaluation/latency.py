@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pathprune.models.adapt import evaluating, model_device
+from pathprune.models.adapt import evaluating, find_device
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def measure_latency(
         raise ValueError("no models to measure; pass at least one")
     if repeats < 1 or warmup < 0:
         raise ValueError(f"repeats must be at least 1 and warmup at least 0, got repeats={repeats} and warmup={warmup}")
-    target = torch.device(device) if device is not None else model_device(next(iter(models.values())))
+    target = torch.device(device) if device is not None else find_device(next(iter(models.values())))
     images = images.to(target)
     with ExitStack() as stack:
         for model in models.values():
@@ -146,7 +146,7 @@ def device_name(device: torch.device) -> str:
 @contextmanager
 def _move_temporarily(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Move `model` to `device`, in place, and back on exit."""
-    home = model_device(model)
+    home = find_device(model)
     model.to(device)
     try:
         yield

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pathprune.models.adapt import evaluating, model_device
+from pathprune.models.adapt import evaluating, find_device
 from pathprune.models.hooks import attach_hooks
 from pathprune.models.seam import AdaptedModel
 
@@ -59,7 +59,7 @@ def find_top_images(
     `(images [B, C, H, W], labels)` runs once, and no more than `number` images per neuron are kept in memory.
     """
     best = [TopImages(torch.zeros(len(c), 0, dtype=torch.int64), torch.zeros(len(c), 0).double()) for c in columns]
-    device = model_device(adapted.model)
+    device = find_device(adapted.model)
     start = 0
 
     def build_hook(layer: int, columns_n: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

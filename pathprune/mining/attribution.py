@@ -183,7 +183,7 @@ class JointAttribution:
         read_NRE = self.adapted.read_block(block + 1, h_NRD, tokens)
         h_NTD = state.h_NTD.index_copy(1, self.clamped_tokens, h_NRD.to(state.h_NTD.dtype))
         read_NTE = state.read_NTE.index_copy(1, self.clamped_tokens, read_NRE.to(state.read_NTE.dtype))
-        return self.adapted.open_block(block + 1, h_NTD, tokens, read=read_NTE)
+        return self.adapted.open_block(block + 1, h_NTD, tokens, attention_input=read_NTE)
 
     def _close_clamped_tokens(self, block: int, v_NRW: Tensor, state: BlockState) -> Tensor:
         """Return the output of `block` at the clamped tokens, at the last block only those that the head reads."""

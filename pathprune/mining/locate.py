@@ -19,7 +19,7 @@ from pathprune.mining.integral import TOKENS, Integral, Tokens, resolve_nodes
 from pathprune.mining.mined_paths import MinedPaths, normalize_rows
 from pathprune.mining.objectives import Objective, ObjectiveFunction, resolve_objective
 from pathprune.mining.quadrature import Quadrature, Rule
-from pathprune.models.adapt import evaluating, model_device
+from pathprune.models.adapt import evaluating, find_device
 from pathprune.models.precision import mixed_precision
 from pathprune.models.seam import AdaptedModel
 
@@ -63,7 +63,7 @@ def locate_paths(
     Source: "Discovering Influential Neuron Path in Vision Transformers", arXiv 2503.09046.
     """
     _check_settings(adapted, method=method, top_k=top_k, tokens=tokens)
-    images = _check_images(adapted, images).to(model_device(adapted.model))
+    images = _check_images(adapted, images).to(find_device(adapted.model))
     nodes, first_nodes = resolve_nodes(tokens, nodes, first_nodes)
     integral = Integral(rule, nodes, first_nodes, tokens, dtype)
     with _open_batch(adapted, images, targets, integral=integral, objective=objective) as batch:
@@ -100,7 +100,7 @@ def score_paths(
     The other arguments and the errors are those of `locate_paths`.
     """
     _check_settings(adapted, method="jas", top_k=1, tokens=tokens)
-    images = _check_images(adapted, images).to(model_device(adapted.model))
+    images = _check_images(adapted, images).to(find_device(adapted.model))
     if paths.shape != (len(images), len(adapted.sites)):
         raise ValueError(f"paths have shape {list(paths.shape)}; expected [{len(images)}, {len(adapted.sites)}]")
     integral = Integral(rule, *resolve_nodes(tokens, nodes), tokens, dtype)

@@ -21,7 +21,7 @@ from pathprune.mining.class_stats import ClassStats
 from pathprune.mining.mined_paths import MinedPaths
 from pathprune.mining.path_set import PathSet
 from pathprune.mining.shards import Shard, ShardFolder
-from pathprune.models.adapt import model_device
+from pathprune.models.adapt import find_device
 from pathprune.models.seam import AdaptedModel
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def _drop_unreadable(
     adapted: AdaptedModel, batches: Iterable[tuple[tuple[Tensor, Tensor], Tensor]]
 ) -> Iterable[_Batch]:
     """Yield the readable images of every batch of `(images, labels)` and indices; skip batches without any."""
-    device = model_device(adapted.model)
+    device = find_device(adapted.model)
     for (images, labels_B), indices_B in batches:
         is_readable_B = labels_B != SKIPPED
         images = images.to(device, non_blocking=True)

@@ -146,6 +146,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def model_device(model: nn.Module) -> torch.device:
+def find_device(model: nn.Module) -> torch.device:
     """Return the device of the model's first parameter."""
     return next(model.parameters()).device

@@ -38,23 +38,23 @@ class Architecture:
     library: Library = "timm"
 
     @classmethod
-    def parse(cls, given: Architecture | Mapping[str, Any] | str) -> Architecture:
+    def parse(cls, spec: Architecture | Mapping[str, Any] | str) -> Architecture:
         """Read an architecture from a timm name or from `{"name": …, "args": {…}}`, and check its arguments."""
-        if isinstance(given, str):
-            given = cls(given, {})
-        elif not isinstance(given, cls):
+        if isinstance(spec, str):
+            spec = cls(spec, {})
+        elif not isinstance(spec, cls):
             if not (
-                isinstance(given, Mapping)
-                and isinstance(given.get("name"), str)
-                and set(given) <= {"name", "args", "library"}
-                and given.get("library", "timm") in get_args(Library)
+                isinstance(spec, Mapping)
+                and isinstance(spec.get("name"), str)
+                and set(spec) <= {"name", "args", "library"}
+                and spec.get("library", "timm") in get_args(Library)
             ):
                 raise CheckpointError(
-                    f'an architecture is a timm name or {{"name": timm name, "args": {{...}}}}, got {given!r}'
+                    f'an architecture is a timm name or {{"name": timm name, "args": {{...}}}}, got {spec!r}'
                 )
-            given = cls(given["name"], dict(given.get("args", {})), given.get("library", "timm"))
-        given._check()
-        return given
+            spec = cls(spec["name"], dict(spec.get("args", {})), spec.get("library", "timm"))
+        spec._check()
+        return spec
 
     @classmethod
     def of(cls, model: nn.Module) -> Architecture:

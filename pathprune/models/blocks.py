@@ -75,17 +75,17 @@ class SequentialBlock:
         return qkv
 
     def open(
-        self, h: Tensor, read: Tensor, tokens: Tensor | None, attention_args: AttentionArgs
+        self, h: Tensor, attention_input: Tensor, tokens: Tensor | None, attention_args: AttentionArgs
     ) -> tuple[Tensor, Tensor]:
         h = h if tokens is None else h[:, tokens]
         if not _is_plain(self._attn):
-            attended = self._attend(read, tokens, attention_args)
+            attn_output = self._attend(attention_input, tokens, attention_args)
         elif tokens is None:
-            attended = _attend(self._attn, *read.chunk(3, dim=2))
+            attn_output = _attend(self._attn, *attention_input.chunk(3, dim=2))
         else:
             q = _project(self._attn, self._before_attn(h), slice(0, 1))
-            attended = _attend(self._attn, q, *read.chunk(2, dim=2))
-        m = h + _apply(self.module, self.parts.after_attn, attended)
+            attn_output = _attend(self._attn, q, *attention_input.chunk(2, dim=2))
+        m = h + _apply(self.module, self.parts.after_attn, attn_output)
         return m, self.hidden(m)
 
     def hidden(self, m: Tensor) -> Tensor:
@@ -109,11 +109,13 @@ class SequentialBlock:
         return _apply(self.module, (self.parts.before_attn,), h)
 
     def _attend(self, x: Tensor, tokens: Tensor | None, attention_args: AttentionArgs) -> Tensor:
-        attended = self._attn(x if self.grid is None else as_grid(x, self.grid), **attention_args)
-        attended = attended[0] if isinstance(attended, tuple) else attended  # Transformers also returns the weights
-        attended = attended if self.grid is None else attended.flatten(1, 2)
-        selected: Tensor = attended if tokens is None else attended[:, tokens]
-        return selected
+        output = self._attn(x if self.grid is None else as_grid(x, self.grid), **attention_args)
+        if isinstance(output, tuple):
+            output, *_ = output  # Transformers also returns the attention weights
+        if self.grid is not None:
+            output = output.flatten(1, 2)
+        restricted: Tensor = output if tokens is None else output[:, tokens]
+        return restricted
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,10 @@ class ParallelMlp:
         return h
 
     def open(
-        self, h: Tensor, read: Tensor, tokens: Tensor | None, attention_args: AttentionArgs
+        self, h: Tensor, attention_input: Tensor, tokens: Tensor | None, attention_args: AttentionArgs
     ) -> tuple[Tensor, Tensor]:
         if self.place == 0:
-            stream = h + torch.stack([attn(read, **attention_args) for attn in self.module.attns]).sum(0)
+            stream = h + torch.stack([attn(attention_input, **attention_args) for attn in self.module.attns]).sum(0)
             h = torch.cat([stream, stream], dim=-1)
         m = h if tokens is None else h[:, tokens]
         return m, self.mlp.hidden(self.module.ffns[self.place].norm(m.chunk(2, dim=-1)[1]))
@@ -163,20 +165,20 @@ class FusedBlock:
     name: str
 
     def read(self, h: Tensor, tokens: Tensor | None) -> Tensor:
-        projected: Tensor = self.module.in_proj(self.module.in_norm(h))
-        return projected
+        projections: Tensor = self.module.in_proj(self.module.in_norm(h))
+        return projections
 
     def open(
-        self, h: Tensor, read: Tensor, tokens: Tensor | None, attention_args: AttentionArgs
+        self, h: Tensor, attention_input: Tensor, tokens: Tensor | None, attention_args: AttentionArgs
     ) -> tuple[Tensor, Tensor]:
         block = self.module
         num_images, num_tokens, _ = h.shape
-        hidden, *qkv = torch.split(read, block.in_split, dim=-1)
+        hidden, *qkv = torch.split(attention_input, block.in_split, dim=-1)
         hidden = hidden if block.mlp_bias is None else hidden + block.mlp_bias
         q, k, v = (x.view(num_images, num_tokens, block.num_heads, block.head_dim) for x in qkv)
         q, k, v = (x.transpose(1, 2) for x in (block.q_norm(q), block.k_norm(k), v))
-        mixed = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        m = h + block.drop_path(block.ls(block.attn_out_proj(mixed)))
+        values = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        m = h + block.drop_path(block.ls(block.attn_out_proj(values)))
         u = block.mlp_drop(block.mlp_act(hidden))
         return (m, u) if tokens is None else (m[:, tokens], u[:, tokens])
 
@@ -274,6 +276,6 @@ def _project(attn: Any, x: Tensor, parts: slice) -> Tensor:
 def _attend(attn: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Run a plain attention in eval mode on its projections."""
     q, k, v = (x.view(*x.shape[:2], attn.num_heads, -1).transpose(1, 2) for x in (q, k, v))
-    mixed = scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v, scale=attn.scale)
-    attended: Tensor = attn.proj(attn.norm(mixed.transpose(1, 2).flatten(2)))
-    return attended
+    values = scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v, scale=attn.scale)
+    attn_output: Tensor = attn.proj(attn.norm(values.transpose(1, 2).flatten(2)))
+    return attn_output

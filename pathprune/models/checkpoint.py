@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pathprune.files import write_atomically, write_text
-from pathprune.models.adapt import adapt, evaluating, model_device
+from pathprune.models.adapt import adapt, evaluating, find_device
 from pathprune.models.architecture import Architecture, read_class_names, read_data_config
 from pathprune.models.card import render_card
 from pathprune.models.graph import narrow_mlp
@@ -100,11 +100,11 @@ def describe_pruned(folder: str | Path, **changes: Any) -> None:
     """
     folder = Path(folder)
     config = read_pruned_config(folder)
-    changed = replace(config, **changes)
-    if changed != config:
+    new_config = replace(config, **changes)
+    if new_config != config:
         native = read_native_keys(folder)
-        write_pruned_config(folder, changed, native=native)
-        write_text(folder / CARD_FILE, render_card(changed, name=folder.name, library_loads=bool(native)))
+        write_pruned_config(folder, new_config, native=native)
+        write_text(folder / CARD_FILE, render_card(new_config, name=folder.name, library_loads=bool(native)))
 
 
 def load_pruned(folder: str | Path) -> nn.Module:
@@ -176,17 +176,17 @@ def _collect_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str
             tied[name] = first[id(parameter)]
         first.setdefault(id(parameter), name)
     tensors: dict[str, Tensor] = {}
-    seen: set[int] = set()
+    addresses: set[int] = set()
     for name, tensor in model.state_dict().items():
         if name in tied:
             continue
         memory = tensor.untyped_storage().data_ptr()
-        tensors[name] = (tensor.clone() if memory in seen else tensor).contiguous().cpu()
-        seen.add(memory)
+        tensors[name] = (tensor.clone() if memory in addresses else tensor).contiguous().cpu()
+        addresses.add(memory)
     return tensors, tied
 
 
-def _check_reload(model: nn.Module, written: Path, config: PrunedConfig, folder: Path) -> None:
+def _check_reload(model: nn.Module, part: Path, config: PrunedConfig, folder: Path) -> None:
     """Raise `CheckpointError` unless the written checkpoint gives the model's logits: the architecture may be wrong."""
     advice = (
         'pass architecture={"name": a timm name, "args": {...}} with which timm.create_model builds a model that '
@@ -195,16 +195,16 @@ def _check_reload(model: nn.Module, written: Path, config: PrunedConfig, folder:
         else f"pass the architecture of a model that differs in MLP widths only (tried: {config.base.name})"
     )
     try:
-        loaded = load_pruned(written)
+        reloaded = load_pruned(part)
     except CheckpointError as error:
-        reason = str(error).replace(str(written), str(folder))
+        reason = str(error).replace(str(part), str(folder))
         raise CheckpointError(f"the model cannot be saved: {reason}; {advice}") from error
     shape = (2, *config.data_config["input_size"])
-    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(next(loaded.parameters()).dtype)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(next(reloaded.parameters()).dtype)
     # accelerators may choose kernels of different precision in each call: compare on the CPU
-    original = model if model_device(model).type == "cpu" else copy.deepcopy(model).cpu()
+    original = model if find_device(model).type == "cpu" else copy.deepcopy(model).cpu()
     with evaluating(original), torch.inference_mode():
-        expected, logits = original(images), loaded(images)
+        expected, logits = original(images), reloaded(images)
     # not bit by bit: surgery may leave weights with other strides, for which kernels round differently
     tolerance = 64 * torch.finfo(expected.dtype).eps * float(expected.abs().nan_to_num().max())
     if not torch.allclose(logits, expected, rtol=0, atol=tolerance, equal_nan=True):
@@ -221,11 +221,11 @@ def _narrow(model: nn.Module, widths: Mapping[str, int], state: Mapping[str, Ten
         )
     names = {module: name for name, module in unwrap(model).named_modules()}
     for name, width in widths.items():
-        stored = state.get(f"{names[sites[name].down]}.weight")
-        if stored is None or stored.ndim != 2 or stored.shape[1] != width:
-            found = "no such weight" if stored is None else f"a weight {list(stored.shape)}"
+        weight = state.get(f"{names[sites[name].down]}.weight")
+        if weight is None or weight.ndim != 2 or weight.shape[1] != width:
+            content = "no such weight" if weight is None else f"a weight {list(weight.shape)}"
             raise CheckpointError(
-                f"{folder}: {CONFIG_FILE} gives {name} {width!r} neurons, {WEIGHTS_FILE} holds {found}; "
+                f"{folder}: {CONFIG_FILE} gives {name} {width!r} neurons, {WEIGHTS_FILE} holds {content}; "
                 "the two files do not belong together"
             )
         narrow_mlp(sites[name], width)

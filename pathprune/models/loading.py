@@ -172,12 +172,10 @@ def _load_pruned_folder(folder: Path, args: Mapping[str, Any]) -> nn.Module:
     """Load a pruned checkpoint in float32; raise `CheckpointError` if `args` disagree with the saved model."""
     model = load_pruned(folder).float()
     adapted = adapt(model, check=False)
-    saved = {**Architecture.of(model).args, "num_classes": adapted.num_classes}
+    own = {**Architecture.of(model).args, "num_classes": adapted.num_classes}
     if adapted.input_size is not None:
-        saved["img_size"] = adapted.input_size[1:]
+        own["img_size"] = adapted.input_size[1:]
     for key, value in args.items():
-        if saved.get(key) != value:
-            raise CheckpointError(
-                f"{folder} is a pruned model with {key}={saved.get(key)}, which cannot become {value}"
-            )
+        if own.get(key) != value:
+            raise CheckpointError(f"{folder} is a pruned model with {key}={own.get(key)}, which cannot become {value}")
     return model

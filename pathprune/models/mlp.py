@@ -121,8 +121,8 @@ def find_mlp(module: Any) -> Mlp:
         up: nn.Linear = getattr(module, parts.up)
         if up.out_features == mlp.down.in_features * (2 if parts.gate == parts.up else 1):
             return mlp
-    found = ", ".join(sorted(present)) or "none"
-    raise UnsupportedModelError(f"has a {kind} with the parts {found}, which matches none of the known MLPs")
+    names = ", ".join(sorted(present)) or "none"
+    raise UnsupportedModelError(f"has a {kind} with the parts {names}, which matches none of the known MLPs")
 
 
 def _check_prunable(mlp: Mlp) -> None:

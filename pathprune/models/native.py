@@ -42,18 +42,18 @@ def _find_timm_keys(adapted: AdaptedModel, config: PrunedConfig, shapes: Shapes)
         args = {**base.args, "mlp_ratio": ratio}
         try:
             with torch.device("meta"):
-                built: Any = timm.create_model(base.name, **args)
+                candidate: Any = timm.create_model(base.name, **args)
         except (TypeError, ValueError, RuntimeError, AssertionError):
             return {}
-        if _read_shapes(built) == shapes:
-            model_keys = {key: value for key in _MODEL_KEYS if (value := built.pretrained_cfg.get(key)) is not None}
+        if _read_shapes(candidate) == shapes:
+            model_keys = {key: value for key in _MODEL_KEYS if (value := candidate.pretrained_cfg.get(key)) is not None}
             names = {} if config.class_names is None else {"label_names": list(config.class_names)}
             return {
                 "architecture": base.name,
-                "num_classes": built.num_classes,
+                "num_classes": candidate.num_classes,
                 **names,
                 "model_args": {key: value for key, value in args.items() if key != "num_classes"},
-                "pretrained_cfg": {**model_keys, **config.data_config, "num_classes": built.num_classes},
+                "pretrained_cfg": {**model_keys, **config.data_config, "num_classes": candidate.num_classes},
             }
     return {}
 
@@ -66,12 +66,13 @@ def _find_transformers_keys(adapted: AdaptedModel, config: PrunedConfig, shapes:
         narrow = replace(base, args={**base.args, **inner})
         try:
             with torch.device("meta"):
-                built: Any = narrow.build(data_config=config.data_config, class_names=config.class_names)
+                candidate: Any = narrow.build(data_config=config.data_config, class_names=config.class_names)
         except CheckpointError:  # a ratio that is no integer, which DINOv2's config refuses
             continue
         unread = _UNREAD_HEAD if keys.get("vision_use_head") is False else ()
-        if _read_shapes(unwrap(built)) == {name: size for name, size in shapes.items() if not name.startswith(unread)}:
-            return {**read_config_args(built), "architectures": [base.name]}
+        needed = {name: size for name, size in shapes.items() if not name.startswith(unread)}
+        if _read_shapes(unwrap(candidate)) == needed:
+            return {**read_config_args(candidate), "architectures": [base.name]}
     return {}
 
 

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from pathprune.models.adapt import model_device
+from pathprune.models.adapt import find_device
 
 Passes = Callable[[], AbstractContextManager[object]]
 """Opens a context in which passes through blocks run."""
@@ -28,7 +28,7 @@ def mixed_precision(model: nn.Module, dtype: torch.dtype | None) -> Iterator[Pas
     if dtype is None:
         yield nullcontext
         return
-    device = model_device(model).type
+    device = find_device(model).type
 
     @contextmanager
     def open_passes() -> Iterator[None]:

@@ -59,13 +59,13 @@ def read_pruned_config(folder: str | Path) -> PrunedConfig:
             "load it with the pathprune that wrote it or a newer one"
         )
     values = content.get("pathprune")
-    known = {each.name for each in fields(PrunedConfig)}
+    keys = {each.name for each in fields(PrunedConfig)}
     if not isinstance(values, dict):
         raise CheckpointError(f"{file}: pathprune must be an object, got {values!r}")
     missing = {"base", "widths", "data_config"} - values.keys()
-    if missing or values.keys() - known:
+    if missing or values.keys() - keys:
         raise CheckpointError(
-            f"{file}: missing {sorted(missing)}, unknown {sorted(values.keys() - known)}; keys are {sorted(known)}"
+            f"{file}: missing {sorted(missing)}, unknown {sorted(values.keys() - keys)}; keys are {sorted(keys)}"
         )
     for key in ("widths", "data_config", "tied", "provenance"):
         if not isinstance(values.get(key, {}), dict):

@@ -61,7 +61,7 @@ class Block(Protocol):
     def read(self, h: Tensor, tokens: Tensor | None) -> Tensor: ...
 
     def open(
-        self, h: Tensor, read: Tensor, tokens: Tensor | None, attention_args: AttentionArgs
+        self, h: Tensor, attention_input: Tensor, tokens: Tensor | None, attention_args: AttentionArgs
     ) -> tuple[Tensor, Tensor]: ...
 
     def close(self, m: Tensor, u: Tensor) -> Tensor: ...
@@ -140,7 +140,7 @@ class AdaptedModel:
         return self._trunk.stem(images)
 
     def read_block(self, index: int, h: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """Return the part of block `index` that is computed per token, before tokens meet: `[B, T, ·]`.
+        """Return the attention input of block `index`, computed for each token by itself: `[B, T, ·]`.
 
         Token `t` of the result depends on token `t` of `h` alone. Pass the result to `open_block` with the same
         `tokens`.
@@ -148,16 +148,16 @@ class AdaptedModel:
         return self._blocks[index].read(h, tokens)
 
     def open_block(
-        self, index: int, h: Tensor, tokens: Tensor | None = None, *, read: Tensor | None = None
+        self, index: int, h: Tensor, tokens: Tensor | None = None, *, attention_input: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Run block `index` up to the hidden layer of its MLP: state `h` -> state `m` before the MLP, activations `u`.
 
         `tokens` (int64 positions) restricts both results to these tokens; the block still attends to all of `h`.
-        `read` is the result of `read_block`, computed here by default.
+        `attention_input` is the result of `read_block`, computed here by default.
         """
         block = self._blocks[index]
-        read = block.read(h, tokens) if read is None else read
-        return block.open(h, read, tokens, self._trunk.attention_args(index, h))
+        attention_input = block.read(h, tokens) if attention_input is None else attention_input
+        return block.open(h, attention_input, tokens, self._trunk.attention_args(index, h))
 
     def close_block(self, index: int, m: Tensor, u: Tensor) -> Tensor:
         """Run the rest of block `index` from the results of `open_block`, of which `u` may have been changed."""

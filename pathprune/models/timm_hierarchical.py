@@ -48,10 +48,10 @@ class _MergingBlock(_WrappedBlock):
         return h
 
     def open(
-        self, h: Tensor, read: Tensor, tokens: Tensor | None, attention_args: AttentionArgs
+        self, h: Tensor, attention_input: Tensor, tokens: Tensor | None, attention_args: AttentionArgs
     ) -> tuple[Tensor, Tensor]:
-        stream, read = (self.downsample(as_grid(x, self.grid)).flatten(1, 2) for x in (h, read))
-        return self.inner.open(stream, self.inner.read(read, tokens), tokens, attention_args)
+        stream, attention_input = (self.downsample(as_grid(x, self.grid)).flatten(1, 2) for x in (h, attention_input))
+        return self.inner.open(stream, self.inner.read(attention_input, tokens), tokens, attention_args)
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,17 @@ class _Swin(_Stages):
         return logits
 
     def find_blocks(self) -> tuple[Block, ...]:
-        found: list[Block] = []
+        blocks: list[Block] = []
         for place, stage in enumerate(self.model.layers):
             for index, module in enumerate(stage.blocks):
                 parts = SWIN_V2 if hasattr(module.attn, "logit_scale") else SWIN
                 grid = tuple(module.input_resolution)
                 block = find_sequential(module, f"layers.{place}.blocks.{index}", parts, grid=grid)
-                merges = index == 0 and not isinstance(stage.downsample, nn.Identity)
-                found.append(_MergingBlock(block, stage.downsample, tuple(stage.input_resolution)) if merges else block)
-        return tuple(found)
+                if index == 0 and not isinstance(stage.downsample, nn.Identity):
+                    blocks.append(_MergingBlock(block, stage.downsample, tuple(stage.input_resolution)))
+                else:
+                    blocks.append(block)
+        return tuple(blocks)
 
 
 @dataclass(frozen=True)
@@ -109,15 +111,15 @@ class _PoolingBlock(_WrappedBlock):
         return self.inner.read(h, tokens)
 
     def open(
-        self, h: Tensor, read: Tensor, tokens: Tensor | None, attention_args: AttentionArgs
+        self, h: Tensor, attention_input: Tensor, tokens: Tensor | None, attention_args: AttentionArgs
     ) -> tuple[Tensor, Tensor]:
         block = self.inner.module
         if not block.do_expand:
-            return self.inner.open(h, read, tokens, attention_args)
-        wide = h if block.proj is None else block.proj(read)
-        pooled = wide.view(len(h), block.attn.q_stride, -1, wide.shape[-1])
-        stream = torch.cat([pooled.amax(1), pooled.mean(1)], dim=-1) if block.proj is None else pooled.amax(1)
-        m = stream + block.drop_path1(block.ls1(block.attn(read)))
+            return self.inner.open(h, attention_input, tokens, attention_args)
+        wide = h if block.proj is None else block.proj(attention_input)
+        windows = wide.view(len(h), block.attn.q_stride, -1, wide.shape[-1])
+        stream = torch.cat([windows.amax(1), windows.mean(1)], dim=-1) if block.proj is None else windows.amax(1)
+        m = stream + block.drop_path1(block.ls1(block.attn(attention_input)))
         m = m if tokens is None else m[:, tokens]
         return m, self.inner.hidden(m)
 

@@ -32,12 +32,12 @@ def load_timm(name: str, args: Mapping[str, Any], *, weights: Path | None, pretr
         raise CheckpointError(explain_unknown_name(name))
     if weights is not None:
         load_file = _load_jax_file if weights.suffix == ".npz" else _load_torch_file
-        filled: nn.Module = load_file(name, args, weights)
-        return filled
-    model: nn.Module = _create_model(name, args, pretrained=pretrained)
-    stored, requested = read_pretrained_cfg(model).get("num_classes"), args.get("num_classes")
-    if pretrained and requested and stored != requested:
-        log.warning("%s has weights for %s classes: its head for %d is new and untrained", name, stored, requested)
+        model: nn.Module = load_file(name, args, weights)
+        return model
+    model = _create_model(name, args, pretrained=pretrained)
+    in_weights, in_args = read_pretrained_cfg(model).get("num_classes"), args.get("num_classes")
+    if pretrained and in_args and in_weights != in_args:
+        log.warning("%s has weights for %s classes: its head for %d is new and untrained", name, in_weights, in_args)
     return model
 
 
@@ -54,7 +54,7 @@ def _load_torch_file(name: str, args: Mapping[str, Any], weights: Path) -> Any:
     if args.get("num_classes") == 0:
         heads = tuple(f"{head}." for head in _head_names(model))
         state = {name: tensor for name, tensor in state.items() if not name.startswith(heads)}
-    _check_head(weights, stored=_count_classes(model, state), requested=args.get("num_classes"))
+    _check_head(weights, in_weights=_count_classes(model, state), in_args=args.get("num_classes"))
     # timm's own translation of checkpoints in other layouts; resizes position embeddings too
     translate = getattr(importlib.import_module(type(model).__module__), "checkpoint_filter_fn", None)
     if translate is not None:
@@ -74,11 +74,11 @@ def _load_jax_file(name: str, args: Mapping[str, Any], weights: Path) -> Any:
             blocks = {match[1] for key in file.files if (match := re.search(r"/encoderblock_(\d+)", key))}
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {weights} as an .npz file: {_first_line(error)}") from error
-    stored, requested = next((shape[-1] for shape in head_shapes), None), args.get("num_classes")
-    if requested != 0:
-        _check_head(weights, stored=stored, requested=requested)
+    in_weights, in_args = next((shape[-1] for shape in head_shapes), None), args.get("num_classes")
+    if in_args != 0:
+        _check_head(weights, in_weights=in_weights, in_args=in_args)
     model: Any = _create_model(
-        name, args if stored is None or requested is not None else {**args, "num_classes": stored}
+        name, args if in_weights is None or in_args is not None else {**args, "num_classes": in_weights}
     )
     if blocks and len(blocks) != len(model.blocks):
         raise CheckpointError(
@@ -90,16 +90,16 @@ def _load_jax_file(name: str, args: Mapping[str, Any], weights: Path) -> Any:
         raise CheckpointError(
             f"timm cannot read {weights} into {name}: {_first_line(error)}; check the model's name"
         ) from error
-    if stored is None and model.num_classes:
+    if in_weights is None and model.num_classes:
         log.warning("%s has no head: the model's head for %d classes is untrained", weights, model.num_classes)
     return model
 
 
-def _check_head(weights: Path, *, stored: int | None, requested: int | None) -> None:
-    if stored is not None and requested is not None and stored != requested:
+def _check_head(weights: Path, *, in_weights: int | None, in_args: int | None) -> None:
+    if in_weights is not None and in_args is not None and in_weights != in_args:
         raise CheckpointError(
-            f"{weights} has a head of {stored} classes, num_classes asks for {requested}; remove num_classes, or train "
-            "a new head first"
+            f"{weights} has a head of {in_weights} classes, num_classes asks for {in_args}; remove num_classes, or "
+            "train a new head first"
         )
 
 
@@ -112,8 +112,8 @@ def _create_model(name: str, args: Mapping[str, Any], *, pretrained: bool = Fals
             "have the weights in a file, pass it as checkpoint"
         ) from error
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        given = f" with {dict(args)}" if args else ""
-        raise CheckpointError(f"timm cannot make '{name}'{given}: {_first_line(error)}") from error
+        with_args = f" with {dict(args)}" if args else ""
+        raise CheckpointError(f"timm cannot make '{name}'{with_args}: {_first_line(error)}") from error
 
 
 def _infer_sizes(model: Any, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -122,9 +122,9 @@ def _infer_sizes(model: Any, state: Mapping[str, Tensor]) -> dict[str, Any]:
     num_classes = _count_classes(model, state)
     if num_classes is not None and num_classes != model.num_classes:
         sizes["num_classes"] = num_classes
-    stored, own = state.get("pos_embed"), getattr(model, "pos_embed", None)
-    if stored is not None and own is not None and stored.shape[1] != own.shape[1]:
-        num_patches = stored.shape[1] - (own.shape[1] - model.patch_embed.num_patches)
+    new, own = state.get("pos_embed"), getattr(model, "pos_embed", None)
+    if new is not None and own is not None and new.shape[1] != own.shape[1]:
+        num_patches = new.shape[1] - (own.shape[1] - model.patch_embed.num_patches)
         side = math.isqrt(max(num_patches, 0))
         if side * side == num_patches:
             sizes["img_size"] = tuple(side * size for size in model.patch_embed.patch_size)

@@ -26,8 +26,8 @@ def import_transformers() -> Any:
 
 def read_config_args(model: TransformersModel) -> dict[str, Any]:
     """Return the model's config as JSON data."""
-    whole: Any = model.model
-    args: dict[str, Any] = json.loads(whole.config.to_json_string(use_diff=False))
+    hf_model: Any = model.model
+    args: dict[str, Any] = json.loads(hf_model.config.to_json_string(use_diff=False))
     return {key: value for key, value in args.items() if key not in _NOT_ARCHITECTURE}
 
 
@@ -39,10 +39,10 @@ def build_transformers(
     Only classes of Transformers itself are built: code that a config names is never run.
     """
     library = import_transformers()
-    found = getattr(library, name, None)
-    if not (isinstance(found, type) and issubclass(found, library.PreTrainedModel)):
+    attribute = getattr(library, name, None)
+    if not (isinstance(attribute, type) and issubclass(attribute, library.PreTrainedModel)):
         raise CheckpointError(f"Transformers {library.__version__} has no model class {name}")
-    kind: Any = found
+    kind: Any = attribute
     try:
         config = kind.config_class.from_dict(dict(args))
         if class_names is not None:
@@ -70,18 +70,18 @@ def translate_processor(processor: Mapping[str, Any], model: TransformersModel) 
 
     The image size is the model's.
     """
-    channels, *size = read_input_size(model)
-    resized = processor.get("size") or {}
-    resized = {"shortest_edge": resized} if isinstance(resized, int) else resized
-    cropped = processor.get("crop_size") if processor.get("do_center_crop") else None
-    cropped = {"height": cropped, "width": cropped} if isinstance(cropped, int) else cropped
-    edge = resized.get("shortest_edge", resized.get("height"))
+    channels, height, width = read_input_size(model)
+    size = processor.get("size") or {}
+    size = {"shortest_edge": size} if isinstance(size, int) else size
+    crop = processor.get("crop_size") if processor.get("do_center_crop") else None
+    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+    edge = size.get("shortest_edge", size.get("height"))
     is_normalized = processor.get("do_normalize", True)
     return {
-        "input_size": (channels, *size),
+        "input_size": (channels, height, width),
         "mean": tuple(processor["image_mean"]) if is_normalized else (0.0,) * channels,
         "std": tuple(processor["image_std"]) if is_normalized else (1.0,) * channels,
         "interpolation": _INTERPOLATION.get(processor.get("resample", 2), "bilinear"),
-        "crop_pct": cropped["height"] / edge if cropped and edge else 1.0,
-        "crop_mode": "center" if "shortest_edge" in resized else "squash",
+        "crop_pct": crop["height"] / edge if crop and edge else 1.0,
+        "crop_mode": "center" if "shortest_edge" in size else "squash",
     }

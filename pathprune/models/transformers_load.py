@@ -42,19 +42,21 @@ def load_transformers(
     loads_hub_weights = isinstance(source, str) and pretrained and state is None
     config = _read_config(library, source)
     _set_keys(config, model_args or {})
-    stored = config.num_labels = _count_classes(state) or config.num_labels
-    if num_classes is not None and num_classes != stored:
+    num_stored = config.num_labels = _count_classes(state) or config.num_labels
+    if num_classes is not None and num_classes != num_stored:
         if not loads_hub_weights and (pretrained or state is not None):
             raise CheckpointError(
-                f"{source} has a head of {stored} classes, num_classes asks for {num_classes}; remove num_classes, or "
-                "train a new head first"
+                f"{source} has a head of {num_stored} classes, num_classes asks for {num_classes}; remove num_classes, "
+                "or train a new head first"
             )
         config.num_labels = num_classes
     kind = _find_class(library, config)
     inner = _build(kind, config, source) if state is not None or not pretrained else _load(kind, config, source)
     model = TransformersModel(inner)
-    if loads_hub_weights and num_classes not in (None, stored):
-        log.warning("%s has weights for %s classes: its head for %d is new and untrained", source, stored, num_classes)
+    if loads_hub_weights and num_classes not in (None, num_stored):
+        log.warning(
+            "%s has weights for %s classes: its head for %d is new and untrained", source, num_stored, num_classes
+        )
     _, *own_size = read_input_size(model)
     if image_size is not None and list(image_size) != own_size:
         raise CheckpointError(
@@ -127,7 +129,7 @@ def _build(kind: Any, config: Any, source: str | Path) -> nn.Module:
 def _load(kind: Any, config: Any, source: str | Path) -> nn.Module:
     """Load the model with the weights of the source; only weights from the hub may lack a fitting head."""
     try:
-        model, found = kind.from_pretrained(
+        model, info = kind.from_pretrained(
             **_locate(source),
             config=_select_config(kind, config),
             dtype=torch.float32,
@@ -140,9 +142,9 @@ def _load(kind: Any, config: Any, source: str | Path) -> nn.Module:
             if isinstance(source, str)
             else f"Transformers cannot load {source}: {one_line(error)}"
         ) from error
-    reshaped = {key for key, *_ in found["mismatched_keys"]}
-    head = {name for name in (*reshaped, *found["missing_keys"]) if "classifier" in name}
-    missing = sorted({*found["missing_keys"], *reshaped} - (head if isinstance(source, str) else set()))
+    mismatched = {key for key, *_ in info["mismatched_keys"]}
+    head = {name for name in (*mismatched, *info["missing_keys"]) if "classifier" in name}
+    missing = sorted({*info["missing_keys"], *mismatched} - (head if isinstance(source, str) else set()))
     if missing:
         raise CheckpointError(
             f"{source} has no matching weights for {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''} of a "

@@ -137,8 +137,8 @@ class _Tower:
 
 def read_input_size(model: TransformersModel) -> tuple[int, int, int]:
     """Return channels, height and width of the images from the config of the model or of its vision tower."""
-    whole: Any = model.model
-    config = getattr(whole.config, "vision_config", whole.config)
+    hf_model: Any = model.model
+    config = getattr(hf_model.config, "vision_config", hf_model.config)
     height, width = _pair(config.image_size)
     return (int(config.num_channels), height, width)
 
@@ -152,30 +152,30 @@ def match(model: Any) -> AdaptedModel:
         model = TransformersModel(model)
     if not isinstance(model, TransformersModel):
         raise UnsupportedModelError("it is not a Transformers model")
-    whole: Any = model.model
-    if hasattr(whole, "timm_model"):
+    hf_model: Any = model.model
+    if hasattr(hf_model, "timm_model"):
         raise UnsupportedModelError("it wraps a timm model: pass its `timm_model`")
-    if hasattr(whole, "text_model"):
+    if hasattr(hf_model, "text_model"):
         raise UnsupportedModelError("it has a text tower: pass its `vision_model` alone")
-    for path, tower in (("", whole), *whole.named_children()):
-        layers = next((each for each in _LAYERS if _has_layers(tower, each)), None)
-        norm = next((each for each in _NORMS if hasattr(tower, each)), None)
+    for path, tower in (("", hf_model), *hf_model.named_children()):
+        layers = next((name for name in _LAYERS if _has_layers(tower, name)), None)
+        norm = next((name for name in _NORMS if hasattr(tower, name)), None)
         if layers and norm and hasattr(tower, "embeddings"):
-            return AdaptedModel.of(_Tower(model, path, layers, norm, _find_head(whole, tower)))
+            return AdaptedModel.of(_Tower(model, path, layers, norm, _find_head(hf_model, tower)))
     raise UnsupportedModelError(
         "it lacks the embeddings, layers and norm of Transformers' ViT, DeiT, DINOv2, DINOv3, CLIP or SigLIP"
     )
 
 
-def find_classifier(whole: Any) -> nn.Linear | None:
+def find_classifier(hf_model: Any) -> nn.Linear | None:
     """Return the linear head of a Transformers model, of its class token if there are two; None if there is none."""
-    classifier = getattr(whole, "classifier", getattr(whole, "cls_classifier", None))
+    classifier = getattr(hf_model, "classifier", getattr(hf_model, "cls_classifier", None))
     return classifier if isinstance(classifier, nn.Linear) else None
 
 
-def _find_head(whole: Any, tower: Any) -> _Head:
-    classifier = find_classifier(whole)
-    if hasattr(whole, "distillation_classifier"):
+def _find_head(hf_model: Any, tower: Any) -> _Head:
+    classifier = find_classifier(hf_model)
+    if hasattr(hf_model, "distillation_classifier"):
         return _Head((0, 1), _classify_two_tokens)
     if classifier is not None and hasattr(tower, "pre_layrnorm"):  # CLIP's norm is for its embedding only
         return _Head((), _classify_mean, applies_norm=False)
@@ -189,35 +189,35 @@ def _find_head(whole: Any, tower: Any) -> _Head:
     return _Head((0,), _embed_token)
 
 
-def _classify_token(whole: Any, tower: Any, x: Tensor) -> Tensor:
-    logits: Tensor = whole.classifier(x[:, 0])
+def _classify_token(hf_model: Any, tower: Any, x: Tensor) -> Tensor:
+    logits: Tensor = hf_model.classifier(x[:, 0])
     return logits
 
 
-def _classify_two_tokens(whole: Any, tower: Any, x: Tensor) -> Tensor:
-    logits: Tensor = (whole.cls_classifier(x[:, 0]) + whole.distillation_classifier(x[:, 1])) / 2
+def _classify_two_tokens(hf_model: Any, tower: Any, x: Tensor) -> Tensor:
+    logits: Tensor = (hf_model.cls_classifier(x[:, 0]) + hf_model.distillation_classifier(x[:, 1])) / 2
     return logits
 
 
-def _classify_mean(whole: Any, tower: Any, x: Tensor) -> Tensor:
-    logits: Tensor = whole.classifier(x[:, _count_prefix(tower) :].mean(1))
+def _classify_mean(hf_model: Any, tower: Any, x: Tensor) -> Tensor:
+    logits: Tensor = hf_model.classifier(x[:, _count_prefix(tower) :].mean(1))
     return logits
 
 
-def _classify_token_and_mean(whole: Any, tower: Any, x: Tensor) -> Tensor:
-    logits: Tensor = whole.classifier(torch.cat([x[:, 0], x[:, _count_prefix(tower) :].mean(1)], dim=1))
+def _classify_token_and_mean(hf_model: Any, tower: Any, x: Tensor) -> Tensor:
+    logits: Tensor = hf_model.classifier(torch.cat([x[:, 0], x[:, _count_prefix(tower) :].mean(1)], dim=1))
     return logits
 
 
-def _pool_by_attention(whole: Any, tower: Any, x: Tensor) -> Tensor:
+def _pool_by_attention(hf_model: Any, tower: Any, x: Tensor) -> Tensor:
     embedding: Tensor = tower.head(x)
     return embedding
 
 
-def _embed_token(whole: Any, tower: Any, x: Tensor) -> Tensor:
+def _embed_token(hf_model: Any, tower: Any, x: Tensor) -> Tensor:
     pooler = getattr(tower, "pooler", None)
     embedding: Tensor = x[:, 0] if pooler is None else pooler(x)
-    return whole.visual_projection(embedding) if hasattr(whole, "visual_projection") else embedding
+    return hf_model.visual_projection(embedding) if hasattr(hf_model, "visual_projection") else embedding
 
 
 def _count_prefix(tower: Any) -> int:

@@ -96,17 +96,17 @@ def fill_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str, 
     Raises `CheckpointError` unless every name and shape matches. In its message `source` names the weights and `advice`
     tells the user what to do.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    shared = wanted.keys() & state.keys()
-    reshaped = [
-        f"{name} {list(state[name].shape)} instead of {list(wanted[name])}"
-        for name in wanted
-        if name in shared and tuple(state[name].shape) != wanted[name]
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    common = shapes.keys() & state.keys()
+    mismatched = [
+        f"{name} {list(state[name].shape)} instead of {list(shapes[name])}"
+        for name in shapes
+        if name in common and tuple(state[name].shape) != shapes[name]
     ]
     differences = [
-        _summarize("missing", [name for name in wanted if name not in shared]),
-        _summarize("unexpected", [name for name in state if name not in shared]),
-        _summarize("of another shape", reshaped),
+        _summarize("missing", [name for name in shapes if name not in common]),
+        _summarize("unexpected", [name for name in state if name not in common]),
+        _summarize("of another shape", mismatched),
     ]
     if any(differences):
         raise CheckpointError(f"{source} does not match the model: {'; '.join(filter(None, differences))}; {advice}")
@@ -128,14 +128,14 @@ def _unwrap_state(content: Any, file: Path) -> dict[str, Tensor]:
                 content = content[key]
                 break
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        found = (
+        summary = (
             _summarize("entries", [str(key) for key in content])
             if isinstance(content, Mapping)
             else type(content).__name__
         )
         raise CheckpointError(
-            f"{file} holds no state dict, but {found or 'nothing'}; pass a file with a state dict, alone or under one "
-            f"of the keys {', '.join(repr(key) for key in _STATE_KEYS)}"
+            f"{file} holds no state dict, but {summary or 'nothing'}; pass a file with a state dict, alone or under "
+            f"one of the keys {', '.join(repr(key) for key in _STATE_KEYS)}"
         )
     state = {str(name): tensor for name, tensor in content.items()}
     while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None):

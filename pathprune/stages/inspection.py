@@ -34,7 +34,7 @@ from pathprune.inspection import (
     order_classes,
 )
 from pathprune.mining import METHODS, ClassStats, Tokens, score_paths
-from pathprune.models.adapt import model_device
+from pathprune.models.adapt import find_device
 from pathprune.progress import TrackedBatches
 from pathprune.recipe import Recipe
 from pathprune.report.inspection import Findings, NeuronView, inspection_page
@@ -125,7 +125,7 @@ def _measure_paths(experiment: Experiment, images: LabelledImages, tokens: Token
     widths = [site.width for site in adapted.sites]
     generator = torch.Generator().manual_seed(recipe.seed)
     nodes, _ = mining.nodes(tokens)
-    device = model_device(adapted.model)
+    device = find_device(adapted.model)
     parts: list[PathMeasures] = []
 
     def measure(pixels: Tensor, targets: Tensor, paths_BLk: Tensor, jas_B: Tensor) -> PathMeasure:

@@ -32,7 +32,7 @@ from pathprune.mining import (
     save_paths,
 )
 from pathprune.mining.accuracy import CONVERGED_NODES, GOAL, MIXED_GOAL
-from pathprune.models.adapt import model_device
+from pathprune.models.adapt import find_device
 from pathprune.progress import image_progress
 from pathprune.recipe import Recipe
 from pathprune.scoring.criteria import parse_criterion
@@ -180,7 +180,7 @@ class Mining:
     def _count_macs(self, tokens: Tokens) -> float:
         """Return the multiply-accumulates of mining all images, counted on one of them."""
         image, label = self.sample.images[0]
-        batch = image[None].to(model_device(self._context.model.module))
+        batch = image[None].to(find_device(self._context.model.module))
         with MacCounter() as counter:
             self.locate(batch, torch.tensor([label]), tokens)
         return counter.macs * len(self.sample.images)
@@ -228,7 +228,7 @@ class Mining:
         rows = 32 if config.batch_size == "auto" or nodes is None else config.batch_size * nodes
         workers = self._context.recipe.data.num_workers
         loader = make_loader(sample, batch_size=max(1, rows // CONVERGED_NODES), num_workers=workers)
-        device = model_device(self._context.model.module)
+        device = find_device(self._context.model.module)
         goal = GOAL if config.precision == "no" else MIXED_GOAL
 
         def mine(**settings: Any) -> Iterator[MinedPaths]:

@@ -17,7 +17,7 @@ from pathprune.data import SKIPPED, LabelledImages, make_loader
 from pathprune.data.class_names import class_indices
 from pathprune.keys import key_of_array
 from pathprune.mining import CleanCosine, LabelProbability, Sampling, sample_for_mining
-from pathprune.models.adapt import evaluating, model_device
+from pathprune.models.adapt import evaluating, find_device
 from pathprune.progress import image_progress
 from pathprune.stages.context import Context
 from pathprune.stages.images import ImageSet, Splits
@@ -127,7 +127,7 @@ class MiningSample:
         context, module = self._context, self._context.model.module
         accelerator = context.accelerator
         own = images.take(np.arange(accelerator.process_index, len(images), accelerator.num_processes))
-        device, predictions = model_device(module), [torch.zeros(0, dtype=torch.int64)]
+        device, predictions = find_device(module), [torch.zeros(0, dtype=torch.int64)]
         loader = make_loader(
             own, batch_size=context.recipe.evaluate.batch_size, num_workers=context.recipe.data.num_workers
         )

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import flop_registry
 
 from pathprune.data import evaluation_transform, open_source, read_split, sample_balanced
 from pathprune.mining import locate_paths
-from pathprune.models.adapt import adapt, evaluating, model_device
+from pathprune.models.adapt import adapt, evaluating, find_device
 from pathprune.models.loading import load_model
 from pathprune.models.seam import AdaptedModel
 
@@ -182,7 +182,7 @@ def measure_variants(
     The published implementation is timed on the first `published_images` of the images.
     """
     variants = build_variants(adapted)
-    device = model_device(adapted.model)
+    device = find_device(adapted.model)
     batch = images.repeat(4, 1, 1, 1)  # as many images as (c) runs at once
 
     @torch.no_grad()

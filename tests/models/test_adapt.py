@@ -10,7 +10,7 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
 from torch import nn
 
-from pathprune.models.adapt import adapt, evaluating, model_device
+from pathprune.models.adapt import adapt, evaluating, find_device
 from pathprune.models.hooks import attach_hooks
 from pathprune.models.seam import AdaptedModel, UnsupportedModelError
 from tests.families import FAMILIES, SMALL, OpenClipTower, randomise
@@ -115,10 +115,11 @@ def test_a_block_reads_each_token_by_itself(make, some_tokens):
     read = adapted.read_block(0, h, tokens)
     one_by_one = torch.cat([adapted.read_block(0, token, tokens) for token in h.split(1, dim=1)], dim=1)
     torch.testing.assert_close(read, one_by_one, rtol=1e-12, atol=1e-12)
-    for given, own in zip(adapted.open_block(0, h, tokens, read=read), adapted.open_block(0, h, tokens), strict=True):
-        assert torch.equal(given, own)
-    m, _ = adapted.open_block(0, h, tokens, read=read.square())
-    assert not torch.allclose(m, adapted.open_block(0, h, tokens)[0])
+    opened = adapted.open_block(0, h, tokens)
+    for part, expected in zip(adapted.open_block(0, h, tokens, attention_input=read), opened, strict=True):
+        assert torch.equal(part, expected)
+    m, _ = adapted.open_block(0, h, tokens, attention_input=read.square())
+    assert not torch.allclose(m, opened[0])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -295,5 +296,5 @@ def test_evaluating_restores_modes_and_flags_also_after_an_error():
 
 
 def test_model_device_is_that_of_its_parameters():
-    assert model_device(nn.Linear(2, 2, device="meta")).type == "meta"
-    assert model_device(nn.Linear(2, 2)).type == "cpu"
+    assert find_device(nn.Linear(2, 2, device="meta")).type == "meta"
+    assert find_device(nn.Linear(2, 2)).type == "cpu"
