@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 
-from pathprune.scoring import Criterion, PathCriterion, get_criterion, list_criteria, parse_criterion
+from pathprune.scoring import Criterion, PathCriterion, criteria, get_criterion, list_criteria, parse_criterion
 from pathprune.scoring.registry import RegisteredConfig, Registry
 
 
@@ -98,6 +98,7 @@ def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             "        return {site.name: site.down.weight[0] * 0 + self.height for site in context.adapted.sites}\n"
         )
         monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setattr(criteria._CRITERIA, "_classes", dict(criteria._CRITERIA._classes))  # forget it afterwards
 
     return install
 
