@@ -39,7 +39,7 @@ def test_run_prints_the_comparison_and_the_run_folder(
         "magnitude-l2",
         "random",
         "50%",
-        "50%, compensation none: path ties with path-class (+0.0 [+0.0, +0.0])",
+        "50% removed, compensation none: path ties with path-class (+0.0 [+0.0, +0.0])",
         "30 evaluation images",
     ):
         assert word in printed

@@ -43,7 +43,7 @@ def bench(
     from pathprune.bench.groups import open_groups
     from pathprune.bench.measure import BenchConfig
     from pathprune.bench.measure import bench as measure
-    from pathprune.report.bench import bench_page, bench_table, bench_words
+    from pathprune.report.bench import build_bench_page, build_bench_table, compose_bench_notes
     from pathprune.report.render import write_page
 
     try:
@@ -62,9 +62,9 @@ def bench(
     groups, folder = open_groups([target for target in targets if "=" not in target], overrides, overwrite=overwrite)
     folder = output or folder
     rows = measure(groups, config, folder=folder)
-    write_page(bench_page(rows), folder / "bench.html")
-    console.print(bench_table(rows))
-    for words in bench_words(rows):
+    write_page(build_bench_page(rows), folder / "bench.html")
+    console.print(build_bench_table(rows))
+    for words in compose_bench_notes(rows):
         console.print(f"  {words}", soft_wrap=True)
     print_path("Results", folder / "bench.html")
 
@@ -91,7 +91,7 @@ def export(
     or both.
     """
     from pathprune.export import choose_formats, export_checkpoint
-    from pathprune.report.tables import export_table
+    from pathprune.report.tables import build_export_table
 
     folder = output or Path("exported") / Path(checkpoint).name
     files = export_checkpoint(
@@ -105,7 +105,7 @@ def export(
         dynamic_batch=dynamic_batch,
         repeats=repeats,
     )
-    console.print(export_table(files, num_images=num_images, batch_size=batch_size))
+    console.print(build_export_table(files, num_images=num_images, batch_size=batch_size))
     print_path("Files and export.json", folder)
 
 

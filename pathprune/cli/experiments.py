@@ -19,15 +19,15 @@ def run(recipe: Recipe, overrides: Overrides = None, overwrite: Overwrite = Fals
     """
     from pathprune.pipeline import run_recipe
     from pathprune.recipe import load_recipe
-    from pathprune.report.tables import comparison_table, verdicts, work_table
+    from pathprune.report.tables import build_comparison_table, build_work_table, compose_path_verdicts
 
     result = run_recipe(load_recipe(recipe, overrides or ()), overwrite=overwrite)
     if result.is_main_process:
-        console.print(comparison_table(result.rows))
-        console.print(work_table(result.rows))
+        console.print(build_comparison_table(result.rows))
+        console.print(build_work_table(result.rows))
         console.print("Top-1 in points, with the 95 % interval of the paired difference:")
         assert result.results is not None
-        for line in verdicts(result.results):
+        for line in compose_path_verdicts(result.results):
             console.print(f"  {line}", soft_wrap=True)
         for tokens, accuracy in result.accuracies.items():
             console.print(f"Paths ({tokens} tokens): {accuracy}", soft_wrap=True)
@@ -42,16 +42,16 @@ def compare(recipe: Recipe, overrides: Overrides = None, overwrite: Overwrite = 
     """
     from pathprune.pipeline import compare_recipe
     from pathprune.recipe import load_recipe
-    from pathprune.report.tables import retention_tables, work_table
-    from pathprune.report.verdict import headline
+    from pathprune.report.tables import build_retention_tables, build_work_table
+    from pathprune.report.verdict import compose_headline
 
     result = compare_recipe(load_recipe(recipe, overrides or ()), overwrite=overwrite)
     if result.is_main_process:
         assert result.results is not None
-        for table in retention_tables(result.results):
+        for table in build_retention_tables(result.results):
             console.print(table)
-        console.print(work_table(result.rows))
-        for sentence in headline(result.results):
+        console.print(build_work_table(result.rows))
+        for sentence in compose_headline(result.results):
             console.print(escape(sentence.replace("`", "")), soft_wrap=True)
         print_run_folder(result.folder)
 
@@ -70,13 +70,13 @@ def mine(
     """
     from pathprune.pipeline import mine_recipe
     from pathprune.recipe import load_recipe
-    from pathprune.report.tables import mining_cost_table
+    from pathprune.report.tables import build_mining_cost_table
     from pathprune.stages.estimate import estimate_recipe
 
     loaded = load_recipe(recipe, overrides or ())
     if estimate:
         cost = estimate_recipe(loaded)
-        console.print(mining_cost_table(cost.table(loaded)))
+        console.print(build_mining_cost_table(cost.table(loaded)))
         rates = ", ".join(f"{rate:,.3g} images/s ({tokens} tokens)" for tokens, rate in cost.rates.items())
         console.print(f"{rates}; {cost.setting}", soft_wrap=True)
         return
@@ -104,12 +104,12 @@ def prune(
 
     from pathprune.pipeline import plan_recipe, prune_recipe
     from pathprune.recipe import load_recipe
-    from pathprune.report.tables import plan_table
+    from pathprune.report.tables import build_plan_table
 
     loaded = load_recipe(recipe, overrides or ())
     if dry_run:
         for label, plan in plan_recipe(loaded, overwrite=overwrite).items():
-            console.print(plan_table(label, plan))
+            console.print(build_plan_table(label, plan))
         return
     for folder in prune_recipe(loaded, overwrite=overwrite):
         if PartialState().is_main_process:
@@ -123,9 +123,9 @@ def evaluate(recipe: Recipe, overrides: Overrides = None) -> None:
     """
     from pathprune.pipeline import evaluate_recipe
     from pathprune.recipe import load_recipe
-    from pathprune.report.tables import comparison_table
+    from pathprune.report.tables import build_comparison_table
 
-    console.print(comparison_table([evaluate_recipe(load_recipe(recipe, overrides or ()))]))
+    console.print(build_comparison_table([evaluate_recipe(load_recipe(recipe, overrides or ()))]))
 
 
 def finetune(recipe: Recipe, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
@@ -135,11 +135,11 @@ def finetune(recipe: Recipe, overrides: Overrides = None, overwrite: Overwrite =
     """
     from pathprune.pipeline import finetune_recipe
     from pathprune.recipe import load_recipe
-    from pathprune.report.tables import comparison_table
+    from pathprune.report.tables import build_comparison_table
 
     result = finetune_recipe(load_recipe(recipe, overrides or ()), overwrite=overwrite)
     if result.is_main_process:
-        console.print(comparison_table(result.rows))
+        console.print(build_comparison_table(result.rows))
         print_path("Model", result.folder / "model")
 
 

@@ -1,4 +1,4 @@
-"""The variants of a run as its page tells of them: named for people, one entry for all seeds of a variant."""
+"""Results of a run: its pruned variants, with all seeds of a variant in one entry, and all other data of its page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathprune.report.rows import VariantRow
 
 @dataclass(frozen=True)
 class Entry:
-    """One pruned model of the comparison; `rows` and `evaluations` are those of its seeds."""
+    """One pruned variant: rows and evaluations of its seeds. Numbers are means over the seeds."""
 
     rows: Sequence[VariantRow]
     evaluations: Sequence[Evaluation]
@@ -23,7 +23,7 @@ class Entry:
 
     @property
     def row(self) -> VariantRow:
-        """The first seed's row; what does not depend on the seed is the same in all."""
+        """Row of the first seed, for fields that are equal in all seeds."""
         return self.rows[0]
 
     @property
@@ -32,12 +32,13 @@ class Entry:
 
     @property
     def criterion(self) -> str:
-        """The criterion's name, with the options that are not the defaults."""
-        return criterion_name(self.row)
+        """Name of the criterion, with options that differ from their defaults."""
+        return describe_criterion(self.row)
 
     @property
     def compensation(self) -> str:
-        return terms(self.row)
+        """Name of the compensation, and whether recovery followed."""
+        return describe_compensation(self.row)
 
     @property
     def budget(self) -> Budget:
@@ -45,35 +46,61 @@ class Entry:
 
     @property
     def top1(self) -> float:
-        """Mean over the seeds."""
         return _mean(row.top1 for row in self.rows)
 
     @property
-    def macs(self) -> float:
-        """Mean over the seeds, an image."""
-        return _mean(row.macs for row in self.rows)
-
-    @property
     def top5(self) -> float:
-        """Mean over the seeds."""
         return _mean(row.top5 for row in self.rows)
 
     @property
     def nll(self) -> float:
-        """Mean over the seeds, in nats."""
+        """Negative log-likelihood of the labels, in nats."""
         return _mean(row.nll for row in self.rows)
 
     @property
     def agreement(self) -> float:
-        """Mean over the seeds of the share of images to which the dense model gives the same class."""
+        """Share of images for which the variant and the dense model predict the same class."""
         return _mean(row.agreement for row in self.rows if row.agreement is not None)
+
+    @property
+    def macs(self) -> float:
+        """Multiply-accumulates per image."""
+        return _mean(row.macs for row in self.rows)
+
+
+@dataclass(frozen=True)
+class CriterionCost:
+    """Cost of scoring every neuron by one criterion; shared steps count in full for each criterion that needs them.
+
+    A field is None if the step is not needed, or if its cost was not recorded.
+    """
+
+    criterion: str
+    mining_seconds: float | None
+    statistics_seconds: float | None
+    scoring_seconds: float | None
+    forward_passes: float | None
+
+    @property
+    def seconds(self) -> float:
+        return (self.scoring_seconds or 0) + (self.mining_seconds or 0) + (self.statistics_seconds or 0)
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """Split and number of the images for one purpose, such as `mine`."""
+
+    use: str
+    split: str
+    num_images: int
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a run found, as plain values: all that its page is made of.
+    """Results of a run as plain values: all data of its page.
 
-    `rows` of every seed, the dense model's first; `evaluations` one per seed; `plans` and `mined` are the first seed's.
+    `rows` are of all seeds, the dense model's first. `evaluations` has one evaluation per seed for every variant.
+    `plans` and `mined` are of the first seed. `recipe` is YAML.
     """
 
     name: str
@@ -85,7 +112,7 @@ class Results:
     costs: Sequence[CriterionCost]
     model: str
     data: str
-    recipe: str  # YAML
+    recipe: str
     environment: Mapping[str, Any]
     splits: Sequence[SplitInfo]
 
@@ -99,14 +126,14 @@ class Results:
 
     @cached_property
     def entries(self) -> list[Entry]:
-        """Every pruned variant, in the order of the recipe."""
-        by_id: dict[str, list[VariantRow]] = {}
+        """Every pruned variant, in recipe order."""
+        rows_by_id: dict[str, list[VariantRow]] = {}
         for row in self.rows:
             if not row.is_dense:
-                by_id.setdefault(row.variant_id, []).append(row)
+                rows_by_id.setdefault(row.variant_id, []).append(row)
         return [
             Entry(rows, self.evaluations[id], mean_retention(self.evaluations[id], self.dense_evaluation))
-            for id, rows in by_id.items()
+            for id, rows in rows_by_id.items()
         ]
 
     @property
@@ -125,17 +152,17 @@ class Results:
     def num_seeds(self) -> int:
         return len(self.evaluations["dense"])
 
-    def at(self, *, budget: Budget, compensation: str | None = None) -> list[Entry]:
-        """The entries of a budget, and of one compensation where it is given."""
+    def select(self, *, budget: Budget, compensation: str | None = None) -> list[Entry]:
+        """Return the entries of a budget, and only those of a compensation if one is given."""
         return [
             entry for entry in self.entries if entry.budget == budget and compensation in (None, entry.compensation)
         ]
 
     @cached_property
     def pairs(self) -> list[Pair]:
-        """Every pair of criteria under the same budget and compensation; each such setting is a family of its own.
+        """Every pair of criteria with equal budget and compensation; each such setting is a family of comparisons.
 
-        Models within a drop of accuracy differ in size instead, and are not compared by accuracy.
+        A `max-drop` budget has no pairs: its models differ in size, not in accuracy.
         """
         return [
             pair
@@ -143,72 +170,45 @@ class Results:
             if budget.kind != "max-drop"
             for compensation in self.compensations
             for pair in compare_all(
-                {entry.id: entry.evaluations for entry in self.at(budget=budget, compensation=compensation)}
+                {entry.id: entry.evaluations for entry in self.select(budget=budget, compensation=compensation)}
             )
         ]
 
     def leads(self, entry: Entry) -> bool:
-        """Whether an entry is the best of its budget and compensation, or ties with that."""
-        leader = best(self.at(budget=entry.budget, compensation=entry.compensation))
+        """Return whether an entry is the best of its budget and compensation, or ties with the best."""
+        leader = find_best(self.select(budget=entry.budget, compensation=entry.compensation))
         if entry.id == leader.id or entry.budget.kind == "max-drop":
             return entry.id == leader.id
-        return self.pair(leader, entry).result.verdict == "tie"
+        return self.compare(leader, entry).result.verdict == "tie"
 
-    def pair(self, a: Entry, b: Entry) -> Pair:
-        """`a` against `b`, of the same setting."""
+    def compare(self, a: Entry, b: Entry) -> Pair:
+        """Return the comparison of `a` with `b`; raise `KeyError` if their budgets or compensations differ."""
         for pair in self.pairs:
             if (pair.a, pair.b) == (a.id, b.id):
                 return pair
             if (pair.a, pair.b) == (b.id, a.id):
                 return pair.swap()
-        raise KeyError(f"{a.id} and {b.id} are not of one setting")
+        raise KeyError(f"{a.id} and {b.id} differ in budget or compensation")
 
 
-@dataclass(frozen=True)
-class CriterionCost:
-    """What it took to score every neuron by a criterion; shared work counts for each that needs it.
-
-    None: not needed, or not known, as of scores that an earlier version left.
-    """
-
-    criterion: str
-    mining_seconds: float | None
-    statistics_seconds: float | None
-    scoring_seconds: float | None
-    forward_passes: float | None
-
-    @property
-    def seconds(self) -> float:
-        return (self.scoring_seconds or 0) + (self.mining_seconds or 0) + (self.statistics_seconds or 0)
-
-
-@dataclass(frozen=True)
-class SplitInfo:
-    """Which images a use reads."""
-
-    use: str
-    split: str
-    num_images: int
-
-
-def terms(row: VariantRow) -> str:
-    """What was done to the kept weights: the compensation, and whether training followed."""
+def describe_compensation(row: VariantRow) -> str:
+    """Return the name of the compensation, with ` + recovery` if the model was trained after pruning."""
     return f"{row.compensation or ''}{' + recovery' if row.recovery else ''}"
 
 
-def criterion_name(row: VariantRow) -> str:
-    """A row's criterion, with the options that are not the defaults; `dense` for the dense model."""
-    return "dense" if row.criterion is None else named(row.criterion, row.criterion_options or {})
+def describe_criterion(row: VariantRow) -> str:
+    """Return the name of the criterion, with options that differ from their defaults; `dense` for the dense model."""
+    return "dense" if row.criterion is None else format_criterion(row.criterion, row.criterion_options or {})
 
 
-def named(criterion: str, options: Mapping[str, Any]) -> str:
-    """A criterion's name, with the options that are not the defaults."""
-    said = ", ".join(f"{key}={value}" for key, value in options.items())
-    return f"{criterion} ({said})" if said else criterion
+def format_criterion(name: str, options: Mapping[str, Any]) -> str:
+    """Format a criterion with its options: `obs (damping=0.1)`."""
+    listing = ", ".join(f"{key}={value}" for key, value in options.items())
+    return f"{name} ({listing})" if listing else name
 
 
-def best(entries: Sequence[Entry]) -> Entry:
-    """The entry of the highest top-1, or of the fewest MACs where a drop was asked for; the first of equal ones."""
+def find_best(entries: Sequence[Entry]) -> Entry:
+    """Return the entry of the highest top-1, or of the fewest MACs for a `max-drop` budget; the first of equal ones."""
     if entries[0].budget.kind == "max-drop":
         return min(entries, key=lambda entry: entry.macs)
     return max(entries, key=lambda entry: entry.top1)

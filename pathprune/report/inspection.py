@@ -10,14 +10,14 @@ from itertools import combinations
 
 import numpy as np
 from matplotlib.figure import Figure as Drawing
-from matplotlib.patches import Rectangle
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 from torch import Tensor
 
+from pathprune.evaluation.bootstrap import excludes_zero, mean_interval
 from pathprune.inspection import PathKind, PathMeasure, PathMeasures
+from pathprune.report.grid import draw_grid
 from pathprune.report.page import Cell, Column, Details, Fact, Figure, Gallery, Page, Picture, Prose, Section, Table
-from pathprune.report.theme import ACCENT, INK, STRONGEST_SHADE, panel, styled
 
 _KIND_NAMES: dict[PathKind, str] = {
     "jas": "joint attribution",
@@ -75,14 +75,13 @@ class Mean:
     @classmethod
     def of(cls, values_N: Tensor) -> Mean:
         """Return the mean of the images' values."""
-        draws = np.random.default_rng(0).choice(values_N.numpy(), size=(2000, len(values_N))).mean(axis=1)
-        low, high = np.percentile(draws, [2.5, 97.5])
-        return cls(float(values_N.mean()), float(low), float(high))
+        low, high = mean_interval(values_N.numpy())
+        return cls(float(values_N.mean()), low, high)
 
     @property
     def is_clear(self) -> bool:
         """True if the interval excludes 0."""
-        return self.low > 0 or self.high < 0
+        return excludes_zero((self.low, self.high))
 
 
 def inspection_tables(findings: Findings) -> list[TerminalTable]:
@@ -212,7 +211,7 @@ def _class_sections(findings: Findings) -> list[Section]:
         "Share of path neurons that two images have in common",
         "A grid of classes by classes, similar classes side by side. The more neurons the paths of two images of the "
         "classes share, the darker is their cell.",
-        [_grid(findings, order)],
+        [_draw_overlap(findings, order)],
         caption="Mean over pairs of different images and over blocks, in %; classes are ordered by average linkage."
         + (f" {left_out} more classes are not shown." if left_out else ""),
         keep_size=True,
@@ -220,28 +219,13 @@ def _class_sections(findings: Findings) -> list[Section]:
     return [Section("Which classes share paths?", [figure, class_table(findings)])]
 
 
-def _grid(findings: Findings, order: Sequence[int]) -> Drawing:
+def _draw_overlap(findings: Findings, order: Sequence[int]) -> Drawing:
     names = [findings.class_names[index] for index in order]
-    values_CC = findings.overlap_CC[order][:, order].numpy()
-    low, high = float(np.nanmin(values_CC)), float(np.nanmax(values_CC))
-    with styled():
-        figure = panel(1.0 + 0.075 * max(map(len, names)) + 0.36 * len(order), 1.0 + 0.3 * len(order))
-        axes = figure.subplots()
-        for (row, column), value in np.ndenumerate(values_CC):
-            if np.isnan(value):
-                continue
-            shade = STRONGEST_SHADE * (value - low) / (high - low) if high > low else 0.0
-            cell = Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, facecolor=ACCENT, alpha=shade, linewidth=0)
-            axes.add_patch(cell)
-            axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=8, color=INK)
-        axes.set_xlim(-0.5, len(order) - 0.5)
-        axes.set_ylim(len(order) - 0.5, -0.5)
-        axes.set_xticks(range(len(order)), names, rotation=90)
-        axes.set_yticks(range(len(order)), names)
-        axes.grid(visible=False)
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=0)
-    return figure
+    overlap_CC = findings.overlap_CC[order][:, order].numpy()
+    low, high = float(np.nanmin(overlap_CC)), float(np.nanmax(overlap_CC))
+    shades_CC = (overlap_CC - low) / ((high - low) or 1.0)
+    labels = [[f"{100 * value:.0f}" for value in row] for row in overlap_CC.tolist()]
+    return draw_grid(shades_CC, labels, row_names=names, column_names=names)
 
 
 def _neuron_sections(findings: Findings) -> list[Section]:

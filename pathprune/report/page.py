@@ -1,6 +1,6 @@
-"""A report page as data: sections of typed parts, which pure functions make from results and `render` turns into HTML.
+"""A report page as data: sections of typed parts, which `report.render` turns into HTML.
 
-Text may mark `code` with backticks; nothing else in it is markup.
+In texts, backticks mark `code`. There is no other markup.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Tone = Literal["", "good", "bad", "muted"]
 
 @dataclass(frozen=True)
 class Prose:
-    """A paragraph; muted for a note."""
+    """A paragraph; the tone `muted` marks a note."""
 
     text: str
     tone: Tone = ""
@@ -24,7 +24,10 @@ class Prose:
 
 @dataclass(frozen=True)
 class Cell:
-    """A table's cell: a value, a note beside it (its interval), and a bar under it as wide as `share` of the cell."""
+    """A cell of a table: a value, a note beside it such as an interval, and a bar below it.
+
+    The bar is as wide as `share` of the cell; None for no bar.
+    """
 
     text: str
     note: str = ""
@@ -34,7 +37,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column's heading; numbers go to the right."""
+    """Heading of a column; a column of numbers is aligned to the right."""
 
     heading: str
     is_number: bool = True
@@ -42,7 +45,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under a caption; the first cell of a row is its heading. `groups` start before the given rows."""
+    """Rows of cells under a caption; the first cell of a row is its heading.
+
+    A rule separates groups of rows: each index in `group_starts` is the first row of a group.
+    """
 
     caption: str
     columns: Sequence[Column]
@@ -52,9 +58,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """Panels that stand side by side where there is room. `name` is that of its files; `alt` says what is to be seen.
+    """Panels that stand side by side if there is room.
 
-    A panel wider than its box scrolls in it; one of up to 3.5 inches fits a phone.
+    `name` is the name of the figure's files. `alt` describes the figure to screen readers. A panel of at most 3.5
+    inches fits a phone. A wider panel shrinks, or scrolls if `keep_size` is set.
     """
 
     name: str
@@ -62,12 +69,12 @@ class Figure:
     alt: str
     panels: Sequence[Drawing]
     caption: str = ""
-    keep_size: bool = False  # scroll rather than shrink where the box is narrower: for pictures full of small text
+    keep_size: bool = False  # for panels with small text
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A raster picture with its caption."""
+    """A raster picture with a caption."""
 
     png: bytes
     alt: str
@@ -76,7 +83,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures in a row that wraps."""
+    """Pictures side by side, in as many rows as needed."""
 
     title: str
     pictures: Sequence[Picture]
@@ -84,14 +91,14 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Code:
-    """Text as it is in a file."""
+    """Preformatted text."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Details:
-    """Parts behind a line that opens them; print shows them."""
+    """Parts hidden behind a line that opens them; in print they are visible."""
 
     summary: str
     parts: Sequence[Prose | Table | Figure | Gallery | Code]
@@ -102,7 +109,7 @@ Part: TypeAlias = Prose | Table | Figure | Gallery | Code | Details
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what is under it."""
+    """A heading and the parts below it."""
 
     title: str
     parts: Sequence[Part]
@@ -110,7 +117,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Fact:
-    """A number that the page opens with."""
+    """A key number at the top of the page."""
 
     value: str
     label: str
@@ -119,7 +126,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole report: what it is of, its verdict in words, the numbers behind that, and the sections."""
+    """A whole report: title, subtitle, conclusions in sentences, key numbers, and sections."""
 
     title: str
     subtitle: str
@@ -128,8 +135,8 @@ class Page:
     sections: Sequence[Section] = ()
 
 
-def figures(page: Page) -> list[Figure]:
-    """Every figure of a page, in order."""
+def list_figures(page: Page) -> list[Figure]:
+    """Return every figure of a page, in order."""
     parts = [part for section in page.sections for part in section.parts]
-    opened = [inner for part in parts for inner in (part.parts if isinstance(part, Details) else [part])]
-    return [part for part in opened if isinstance(part, Figure)]
+    leaves = [inner for part in parts for inner in (part.parts if isinstance(part, Details) else [part])]
+    return [part for part in leaves if isinstance(part, Figure)]

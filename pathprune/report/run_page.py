@@ -1,39 +1,41 @@
-"""The page of a run or a comparison, from its results."""
+"""Page of a run or a comparison."""
 
 from __future__ import annotations
 
-from pathprune.report.accuracy import accuracy_section, significance_section
-from pathprune.report.classes import class_section, path_section
+from pathprune.report.accuracy import build_accuracy_section, build_significance_section
+from pathprune.report.classes import build_class_section
+from pathprune.report.costs import build_cost_section
 from pathprune.report.entries import Results
-from pathprune.report.neurons import neuron_section
+from pathprune.report.latency import build_latency_section
+from pathprune.report.neurons import build_neuron_section
 from pathprune.report.page import Page, Section
-from pathprune.report.setup import cost_section, latency_section, setup_section
-from pathprune.report.verdict import facts, headline
+from pathprune.report.paths import build_path_section
+from pathprune.report.setup import build_setup_section
+from pathprune.report.verdict import compose_facts, compose_headline
 
 
-def run_page(results: Results) -> Page:
-    """Everything that is known of a run, in the order in which a reader asks."""
+def build_run_page(results: Results) -> Page:
+    """Build the page of a run: conclusions first, then accuracy, neurons, paths, latency, costs and setup."""
     return Page(
         title=results.name,
         subtitle=f"{results.model} on {results.data}, {results.dense.num_images:,} evaluation images",
-        headline=headline(results),
-        facts=facts(results),
-        sections=_sections(results),
+        headline=compose_headline(results),
+        facts=compose_facts(results),
+        sections=_build_sections(results),
     )
 
 
-def _sections(results: Results) -> list[Section]:
+def _build_sections(results: Results) -> list[Section]:
     if not results.entries:
-        return [setup_section(results)]
-    sections = [accuracy_section(results)]
+        return [build_setup_section(results)]
+    sections = [build_accuracy_section(results)]
     if len(results.criteria) > 1:
-        sections.append(significance_section(results))
-    sections += [class_section(results), neuron_section(results)]
-    sections += [
-        path_section(stats, paths, tokens=tokens) for tokens, (stats, paths) in list(results.mined.items())[:1]
-    ]
+        sections.append(build_significance_section(results))
+    sections += [build_class_section(results), build_neuron_section(results)]
+    for tokens, (stats, paths) in list(results.mined.items())[:1]:
+        sections.append(build_path_section(stats, paths, tokens=tokens))
     if results.dense.timing:
-        sections.append(latency_section(results))
+        sections.append(build_latency_section(results, results.dense.timing))
     if results.costs:
-        sections.append(cost_section(results))
-    return [*sections, setup_section(results)]
+        sections.append(build_cost_section(results))
+    return [*sections, build_setup_section(results)]

@@ -1,21 +1,25 @@
-"""Colours and type of pages and figures, light and dark.
+"""Colours and fonts of pages and figures, in a light and a dark scheme.
 
-Figures are drawn in the light scheme's colours, as files on their own show them. On a page every such colour is
-replaced by the CSS variable of its name, so that the page's scheme decides (see `report.svg`). Shades of one colour are
-therefore made with alpha, over whatever lies behind.
+Figures are drawn in the colours of the light scheme. In a page, every such colour is replaced by the CSS variable of
+its name, so that the figure follows the page's scheme (see `report.svg`). Shades of a colour are therefore drawn with
+alpha, which adapts to the background.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
 from matplotlib import rc_context
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-# name -> (light, dark). Text colours have a contrast of at least 4.5 with their page, the others of at least 3; the
-# series are told apart with any colour vision, and by their markers besides.
+Scheme = Literal["light", "dark"]
+SCHEMES: tuple[Scheme, ...] = ("light", "dark")
+
+# name -> (light, dark). Contrast with the page is at least 4.5 for text colours and 3 for the others. The series
+# colours are distinguishable with any colour vision; series also differ in their markers.
 COLORS = {
     "page": ("#fdfdfe", "#14181d"),
     "raised": ("#f1f3f6", "#1e242b"),
@@ -35,17 +39,17 @@ COLORS = {
     "series-8": ("#5c6571", "#aab4c0"),
 }
 SERIES = tuple(light for name, (light, _) in COLORS.items() if name.startswith("series-"))
-MARKERS = "osD^vPX*"
-LINES = ("-", "--", ":")
+_MARKERS = "osD^vPX*"
+_LINE_STYLES = ("-", "--", ":")
 INK, MUTED, FAINT, PAGE = (COLORS[name][0] for name in ("ink", "muted", "faint", "page"))
-ACCENT, GOOD, BAD = (COLORS[name][0] for name in ("accent", "good", "bad"))
+ACCENT, BAD = (COLORS[name][0] for name in ("accent", "bad"))
 
-STRONGEST_SHADE = 0.45  # alpha of a shade that text in `ink` still has a contrast of 4.5 on, in either scheme
+STRONGEST_SHADE = 0.45  # largest alpha of a shade on which text in `ink` has a contrast of 4.5 in both schemes
 
 _SETTINGS = {
-    "svg.fonttype": "none",  # text stays text: selectable, and in the reader's own font
-    "svg.hashsalt": "pathprune",  # equal figures are equal files
-    "text.parse_math": False,  # a class may be named $1
+    "svg.fonttype": "none",  # keep text as text: selectable, in the reader's font
+    "svg.hashsalt": "pathprune",  # equal figures give equal files
+    "text.parse_math": False,  # a class name may contain $
     "font.size": 9.5,
     "figure.titlesize": 10.5,
     "figure.titleweight": "bold",
@@ -74,29 +78,34 @@ _SETTINGS = {
 }
 
 
+@dataclass(frozen=True)
+class SeriesStyle:
+    """Colour, marker and line style of one series in a plot."""
+
+    color: str
+    marker: str
+    linestyle: str
+
+
+def series_style(index: int) -> SeriesStyle:
+    """Return the style of a plot's series number `index`; series that share a colour differ in marker and line."""
+    cycle, place = divmod(index, len(SERIES))
+    marker = _MARKERS[(index + 3 * cycle) % len(_MARKERS)]
+    return SeriesStyle(SERIES[place], marker, _LINE_STYLES[cycle % len(_LINE_STYLES)])
+
+
 @contextmanager
-def styled() -> Iterator[None]:
-    """While open, figures are drawn and saved in the package's style; also decorates a function that draws."""
+def figure_style() -> Iterator[None]:
+    """Draw and save figures in the package's style; usable with `with` and as a decorator."""
     with rc_context(_SETTINGS):  # type: ignore[arg-type]
         yield
 
 
-def panel(width: float = 3.5, height: float = 2.9) -> Figure:
-    """An empty figure, in inches; one of 3.5 fits a phone, three of these a wide screen."""
+def new_panel(width: float = 3.5, height: float = 2.9) -> Figure:
+    """Return an empty figure of the given inches; one of width 3.5 fits a phone, three fit a wide screen."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def css_variables(scheme: int) -> str:
-    """The colours as CSS declarations: 0 light, 1 dark."""
-    return " ".join(f"--{name}: {colors[scheme]};" for name, colors in COLORS.items())
-
-
-def contrast(text: str, page: str) -> float:
-    """The contrast ratio of two colours, 1 to 21 (WCAG 2.2)."""
-
-    def luminance(color: str) -> float:
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
-        return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-    low, high = sorted((luminance(text), luminance(page)))
-    return (high + 0.05) / (low + 0.05)
+def format_css_variables(scheme: Scheme) -> str:
+    """Format the colours of a scheme as CSS declarations."""
+    return " ".join(f"--{name}: {colors[SCHEMES.index(scheme)]};" for name, colors in COLORS.items())

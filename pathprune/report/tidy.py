@@ -1,4 +1,4 @@
-"""A comparison as tidy tables, one observation a row, for whatever a reader plots with."""
+"""Tidy tables of a comparison, with one observation per row, for plots and analysis by other programs."""
 
 from __future__ import annotations
 
@@ -12,36 +12,30 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from pathprune.report.entries import Results
-from pathprune.report.neurons import overlap_rows
+from pathprune.report.neurons import list_overlaps
 from pathprune.report.rows import ForwardPasses, VariantRow
 
-_NESTED = ("top1_ci", "retention_ci", "latency_spread_ms", "speedup_spread", "budget_spread")
-_LEFT_OUT = (
-    "per_class",
-    "kept_widths",
-    "criterion_options",
-    "recovery",
-    "classes",
-    "forward_passes",
-)  # tables of their own, or said otherwise
+_INTERVALS = ("top1_ci", "retention_ci", "latency_spread_ms", "speedup_spread", "budget_spread")
+_OMITTED = ("per_class", "kept_widths", "criterion_options", "recovery", "classes", "forward_passes")
+"""Fields of a row that have a table or columns of their own."""
 
 
-def tidy_tables(results: Results) -> dict[str, pyarrow.Table]:
-    """The tables by name: cells, classes, widths, significance, overlap, costs; those without rows are left out."""
+def build_tidy_tables(results: Results) -> dict[str, pyarrow.Table]:
+    """Build the tables cells, classes, widths, significance, overlap and costs; a table without rows is omitted."""
     dense_macs = results.dense.macs
     tables = {
-        "cells": [_cell(row, dense_macs) for row in results.rows],
-        "classes": [line for row in results.rows for line in _classes(row, results)],
-        "widths": [line for row in results.rows for line in _widths(row, results.dense.kept_widths)],
-        "significance": list(_significance(results)),
-        "overlap": overlap_rows(results),
+        "cells": [_flatten_row(row, dense_macs) for row in results.rows],
+        "classes": [line for row in results.rows for line in _list_classes(row, results.class_names)],
+        "widths": [line for row in results.rows for line in _list_widths(row, results.dense.kept_widths)],
+        "significance": list(_list_pairs(results)),
+        "overlap": list_overlaps(results),
         "costs": [{**asdict(cost), "seconds": cost.seconds} for cost in results.costs],
     }
-    return {name: _table(rows) for name, rows in tables.items() if rows}
+    return {name: _to_arrow(rows) for name, rows in tables.items() if rows}
 
 
 def save_tables(tables: Mapping[str, pyarrow.Table], folder: Path) -> list[Path]:
-    """Write each as `<name>.parquet` and `<name>.csv`; returns the files."""
+    """Write each table as `<name>.parquet` and `<name>.csv`; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name, table in tables.items():
@@ -52,17 +46,17 @@ def save_tables(tables: Mapping[str, pyarrow.Table], folder: Path) -> list[Path]
     return files
 
 
-def _table(rows: Sequence[Mapping[str, object]]) -> pyarrow.Table:
-    """A column for every key that any row has."""
+def _to_arrow(rows: Sequence[Mapping[str, object]]) -> pyarrow.Table:
+    """Convert rows to a table with a column for every key of any row."""
     keys = dict.fromkeys(key for row in rows for key in row)
     return pyarrow.table({key: [row.get(key) for row in rows] for key in keys})
 
 
-def _cell(row: VariantRow, dense_macs: float) -> dict[str, object]:
-    """A row of metrics.jsonl with its intervals as columns and its options as JSON."""
+def _flatten_row(row: VariantRow, dense_macs: int) -> dict[str, object]:
+    """Return a row's fields as columns: intervals as two columns each, and options as JSON."""
     values = row.to_json()
-    cell: dict[str, object] = {key: value for key, value in values.items() if key not in (*_NESTED, *_LEFT_OUT)}
-    for key in _NESTED:
+    cell: dict[str, object] = {key: value for key, value in values.items() if key not in (*_INTERVALS, *_OMITTED)}
+    for key in _INTERVALS:
         low, high = values[key] or (None, None)
         cell |= {f"{key}_low": low, f"{key}_high": high}
     for step, passes in (row.forward_passes or ForwardPasses()).model_dump().items():
@@ -74,24 +68,30 @@ def _cell(row: VariantRow, dense_macs: float) -> dict[str, object]:
     }
 
 
-def _classes(row: VariantRow, results: Results) -> Iterator[dict[str, object]]:
-    for name, top1 in zip(results.class_names, row.per_class, strict=True):
+def _list_classes(row: VariantRow, class_names: Sequence[str]) -> Iterator[dict[str, object]]:
+    for name, top1 in zip(class_names, row.per_class, strict=True):
         if top1 is not None:
             yield {"variant_id": row.variant_id, "seed": row.seed, "class": name, "top1": top1}
 
 
-def _widths(row: VariantRow, dense: list[int]) -> Iterator[dict[str, object]]:
+def _list_widths(row: VariantRow, dense: Sequence[int]) -> Iterator[dict[str, object]]:
     for block, (kept, width) in enumerate(zip(row.kept_widths, dense, strict=True)):
         yield {"variant_id": row.variant_id, "seed": row.seed, "block": block, "width": width, "kept": kept}
 
 
-def _significance(results: Results) -> Iterator[dict[str, object]]:
+def _list_pairs(results: Results) -> Iterator[dict[str, object]]:
     entries = {entry.id: entry for entry in results.entries}
     for pair in results.pairs:
         a, b, result = entries[pair.a], entries[pair.b], pair.result
         yield {
-            **{"budget_kind": a.budget.kind, "budget": a.budget.amount, "compensation": a.compensation},
-            **{"criterion_a": a.criterion, "criterion_b": b.criterion},
-            **{"difference": result.difference, "ci_low": result.ci[0], "ci_high": result.ci[1]},
-            **{"p_corrected": result.p_value, "verdict": result.verdict},
+            "budget_kind": a.budget.kind,
+            "budget": a.budget.amount,
+            "compensation": a.compensation,
+            "criterion_a": a.criterion,
+            "criterion_b": b.criterion,
+            "difference": result.difference,
+            "ci_low": result.ci[0],
+            "ci_high": result.ci[1],
+            "p_corrected": result.p_value,
+            "verdict": result.verdict,
         }

@@ -1,4 +1,4 @@
-"""Numbers and lists as a page writes them."""
+"""Numbers, lists and budgets as a page writes them."""
 
 from __future__ import annotations
 
@@ -8,52 +8,59 @@ from pathprune.pruning import Budget
 from pathprune.pruning.budget import UNITS
 
 
-def percent(share: float, digits: int = 0) -> str:
-    """0.5 -> 50 %."""
+def format_percent(share: float, digits: int = 0) -> str:
+    """Format a share: 0.5 -> `50 %`."""
     return f"{100 * share:.{digits}f} %"
 
 
-def interval(ci: Sequence[float]) -> str:
-    """An interval of shares, in percent: [97.8, 98.7]."""
+def format_interval(ci: Sequence[float]) -> str:
+    """Format an interval of shares in percent: `[97.8, 98.7]`."""
     return f"[{100 * ci[0]:.1f}, {100 * ci[1]:.1f}]"
 
 
-def points(difference: float) -> str:
-    """A difference of shares in points, with its sign unless it is nothing."""
-    text = f"{100 * difference:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+def format_points(difference: float) -> str:
+    """Format a difference of shares in points, with its sign unless it rounds to zero: -0.02 -> `−2.0`."""
+    return format_signed(100 * difference, digits=1)
 
 
-def points_interval(ci: Sequence[float]) -> str:
-    """An interval of differences of shares, in points."""
-    return f"[{points(ci[0])}, {points(ci[1])}]"
+def format_points_interval(ci: Sequence[float]) -> str:
+    """Format an interval of differences of shares in points: `[−3.0, −0.7]`."""
+    return f"[{format_points(ci[0])}, {format_points(ci[1])}]"
 
 
-def millions(number: float) -> str:
-    """183,000,000 -> 183 M, with three digits where there are fewer."""
+def format_signed(value: float, *, digits: int) -> str:
+    """Format a number with its sign, unless it rounds to zero."""
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
+
+
+def format_millions(number: float) -> str:
+    """Format a number in millions, with up to three digits: 183,000,000 -> `183 M`."""
     size = number / 1e6
-    return f"{size:,.{0 if size >= 100 else 1 if size >= 10 else 2}f} M"
+    digits = 0 if size >= 100 else 1 if size >= 10 else 2
+    return f"{size:,.{digits}f} M"
 
 
-def p_value(p: float) -> str:
+def format_p_value(p: float) -> str:
+    """Format a p-value with three decimals, or as `< 0.001`."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def listed(words: Sequence[str], *, at_most: int | None = None) -> str:
-    """`a`, `b` and `c`; what is beyond `at_most` is counted."""
-    quoted = [f"`{word}`" for word in words]
-    if at_most is not None and len(quoted) > at_most:
-        quoted = [*quoted[:at_most], f"{len(quoted) - at_most} more"]
-    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"
+def join_words(words: Sequence[str], *, at_most: int | None = None) -> str:
+    """Join words as code, `a`, `b` and `c`; words after the first `at_most` are only counted."""
+    parts = [f"`{word}`" for word in words]
+    if at_most is not None and len(parts) > at_most:
+        parts = [*parts[:at_most], f"{len(parts) - at_most} more"]
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def lowered(sentence: str) -> str:
-    """A sentence's beginning as it is inside of one."""
+def lower_first(sentence: str) -> str:
+    """Return a sentence with a lower-case first letter, for use inside another sentence."""
     return sentence[0].lower() + sentence[1:]
 
 
-def budget_words(budget: Budget) -> str:
-    """What a budget asks to remove, at the start of a sentence: 50 % of MLP neurons removed."""
+def describe_budget(budget: Budget) -> str:
+    """Describe a budget as the start of a sentence: `50 % of MLP neurons removed`."""
     if budget.kind == "max-drop":
-        return f"At most {budget.amount:g} points lost"
-    return f"{percent(budget.amount)} of {UNITS[budget.kind]} removed"
+        return f"At most {budget.amount:g} {'point' if budget.amount == 1 else 'points'} of top-1 lost"
+    return f"{format_percent(budget.amount)} of {UNITS[budget.kind]} removed"

@@ -9,11 +9,11 @@ from pathprune.evaluation import Evaluation
 from pathprune.files import write_atomically
 from pathprune.mining import ClassStats, PathSet
 from pathprune.pruning import PrunePlan
-from pathprune.report.entries import CriterionCost, Results, SplitInfo, named
+from pathprune.report.entries import CriterionCost, Results, SplitInfo, format_criterion
 from pathprune.report.render import write_page
 from pathprune.report.rows import VariantRow
-from pathprune.report.run_page import run_page
-from pathprune.report.tidy import save_tables, tidy_tables
+from pathprune.report.run_page import build_run_page
+from pathprune.report.tidy import build_tidy_tables, save_tables
 from pathprune.runs import Work
 from pathprune.scoring import Criterion, parse_criterion
 from pathprune.stages.experiment import Experiment
@@ -45,9 +45,9 @@ def write_report(
     )
     if experiment.folder.main and recipe.report:
         path = experiment.folder.path
-        write_page(run_page(results), path / "report.html")
+        write_page(build_run_page(results), path / "report.html")
         with write_atomically(path / "tables") as folder:
-            save_tables(tidy_tables(results), folder)
+            save_tables(build_tidy_tables(results), folder)
     return results
 
 
@@ -68,7 +68,7 @@ def _cost(experiment: Experiment, criterion: Criterion, rows: Sequence[VariantRo
     mining = folder.work(experiment.mining.artifact(tokens)) if tokens else None
     statistics = folder.work(experiment.scoring.statistics_artifact()) if criterion.needs_statistics else None
     return CriterionCost(
-        criterion=named(criterion.name, options),
+        criterion=format_criterion(criterion.name, options),
         mining_seconds=_seconds(mining),
         statistics_seconds=_seconds(statistics),
         scoring_seconds=_seconds(folder.work(experiment.scoring.artifact(criterion))),

@@ -18,7 +18,7 @@ from pathprune.bench.groups import open_groups
 from pathprune.bench.measure import BenchConfig, bench
 from pathprune.cli import main
 from pathprune.pipeline import prune_recipe
-from pathprune.report.bench import bench_page, bench_table, bench_words
+from pathprune.report.bench import build_bench_page, build_bench_table, compose_bench_notes
 from pathprune.report.page import Figure, Table
 from pathprune.report.render import render
 
@@ -119,21 +119,21 @@ def test_a_saving_that_is_not_had_in_time_is_said(folder: Path, monkeypatch: pyt
     fake_clock(monkeypatch, ms_per_neuron=0.01)
     rows = bench(groups, CONFIG, folder=out)
     assert rows[1].speedup == pytest.approx(4.96 / 4.48)
-    words = bench_words(rows)
-    assert len(words) == 2
-    assert "its widths are no multiples of 16: try prune.round_to=16 or 64" in words[0]
+    notes = compose_bench_notes(rows)
+    assert len(notes) == 2
+    assert "Some of its widths are not multiples of 16: try prune.round_to=16 or 64." in notes[0]
     monkeypatch.undo()
     fake_clock(monkeypatch, ms_per_neuron=1000)
     fast = bench(groups, CONFIG.model_copy(update={"repeats": 5}), folder=out)
-    assert bench_words(fast) == []
-    section = bench_page(fast).sections[0]
+    assert compose_bench_notes(fast) == []
+    section = build_bench_page(fast).sections[0]
     table = next(part for part in section.parts if isinstance(part, Table))
     assert len(table.rows) == len(fast)
     figure = next(part for part in section.parts if isinstance(part, Figure))
     assert len(figure.panels) == 1
-    assert "<svg" in render(bench_page(fast))
+    assert "<svg" in render(build_bench_page(fast))
     console = Console(width=160, record=True)
-    console.print(bench_table(fast))
+    console.print(build_bench_table(fast))
     assert "2.00×" in console.export_text()
 
 

@@ -1,4 +1,4 @@
-"""A page as headless Chromium shows it, and what is wrong with it there."""
+"""Headless Chromium, and checks of a page in it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-REQUIRED = "PATHPRUNE_REQUIRE_BROWSER"  # set where a missing browser is a failure rather than a skip
+REQUIRED = "PATHPRUNE_REQUIRE_BROWSER"  # if set, a missing browser fails the test instead of skipping it
 
-# text whose contrast with what is behind it is below 4.5; `seen` counts, so that a page without text does not pass
+# Returns the number of texts, and the texts whose contrast with their background is below 4.5. The number detects a
+# page without any text.
 _CONTRAST = """
 const rgba = value => { const n = value.match(/[\\d.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n; };
 const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
@@ -43,7 +44,7 @@ for (let node = walker.nextNode(); node; node = walker.nextNode()) {
 return [seen, poor];
 """
 
-# figures in which nothing that stands for data is drawn: marks are what the axes hold besides text, grid and frame
+# Returns the figures without marks. Marks are the shapes in the axes, without axis, grid, legend and frame.
 _EMPTY = """
 return [...document.querySelectorAll('figure svg')].filter(svg => {
   const marks = [...svg.querySelectorAll('path, use, rect, image')].filter(mark => {
@@ -56,6 +57,7 @@ return [...document.querySelectorAll('figure svg')].filter(svg => {
 }).map(svg => svg.getAttribute('aria-labelledby'));
 """
 
+# Returns pictures and figures without a description, table headers without a scope, and repeated ids.
 _UNNAMED = """
 return [
   ...[...document.querySelectorAll('figure svg')].filter(svg => !svg.getAttribute('aria-labelledby').split(' ')
@@ -70,7 +72,7 @@ return [
 
 @contextmanager
 def chromium() -> Iterator[webdriver.Chrome]:
-    """A headless Chromium; skips the test where there is none, unless the environment says that there must be one."""
+    """Run headless Chromium; without Chromium, skip the test, or fail it if the environment requires a browser."""
     browser, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
     if browser is None or driver is None:
         reason = "no chromium and chromedriver on the path (Debian: apt-get install chromium chromium-driver)"
@@ -82,15 +84,15 @@ def chromium() -> Iterator[webdriver.Chrome]:
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    opened = webdriver.Chrome(options=options, service=Service(driver))
+    session = webdriver.Chrome(options=options, service=Service(driver))
     try:
-        yield opened
+        yield session
     finally:
-        opened.quit()
+        session.quit()
 
 
 def show(browser: webdriver.Chrome, file: Path, *, width: int = 1100, scheme: str = "light") -> None:
-    """Open a page in a window of this width, in the light or the dark scheme, with all details open."""
+    """Open a page in a window of the given width, in the light or dark scheme, with all details open."""
     size: dict[str, Any] = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
@@ -99,20 +101,20 @@ def show(browser: webdriver.Chrome, file: Path, *, width: int = 1100, scheme: st
     browser.execute_script("document.querySelectorAll('details').forEach(details => details.open = true)")
 
 
-def problems(browser: webdriver.Chrome, file: Path) -> list[str]:
-    """Everything wrong with a page: on a wide screen and a phone, light and dark."""
-    found = []
+def list_problems(browser: webdriver.Chrome, file: Path) -> list[str]:
+    """List the problems of a page on a wide screen and on a phone, in the light and the dark scheme."""
+    problems = []
     for width, scheme in ((1100, "light"), (1100, "dark"), (360, "light"), (360, "dark")):
         show(browser, file, width=width, scheme=scheme)
         where = f"{width} px, {scheme}"
-        found += [f"{where}: {entry['message']}" for entry in browser.get_log("browser")]
-        reached = browser.execute_script("return document.documentElement.scrollWidth")
-        if reached > width:
-            found.append(f"{where}: scrolls sideways to {reached} px")
+        problems += [f"{where}: {entry['message']}" for entry in browser.get_log("browser")]
+        scroll_width = browser.execute_script("return document.documentElement.scrollWidth")
+        if scroll_width > width:
+            problems.append(f"{where}: scrolls sideways to {scroll_width} px")
         seen, poor = browser.execute_script(_CONTRAST)
-        found += [f"{where}: contrast of {text}" for text in poor]
+        problems += [f"{where}: contrast of {text}" for text in poor]
         if not seen:
-            found.append(f"{where}: no text")
-        found += [f"{where}: nothing drawn in {name}" for name in browser.execute_script(_EMPTY)]
-        found += [f"{where}: {problem}" for problem in browser.execute_script(_UNNAMED)]
-    return found
+            problems.append(f"{where}: no text")
+        problems += [f"{where}: nothing drawn in {name}" for name in browser.execute_script(_EMPTY)]
+        problems += [f"{where}: {problem}" for problem in browser.execute_script(_UNNAMED)]
+    return problems

@@ -1,4 +1,4 @@
-"""A page of every kind of part: what is in its HTML, and how Chromium shows it."""
+"""Tests of a page with every kind of part: its HTML, its figures' files, and its look in Chromium."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import chromium, problems, show
+from browser import chromium, list_problems, show
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure as Drawing
 from PIL import Image
 
@@ -29,14 +30,14 @@ from pathprune.report.page import (
     Table,
 )
 from pathprune.report.render import render, save_figures
-from pathprune.report.theme import COLORS, SERIES, STRONGEST_SHADE, contrast, panel, styled
+from pathprune.report.theme import COLORS, SERIES, STRONGEST_SHADE, figure_style, new_panel
 
 HOSTILE = "$1 & <script>alert('x')</script> 漢字"
 
 
-@styled()
-def drawing(*, empty: bool = False) -> Drawing:
-    figure = panel()
+@figure_style()
+def draw_panel(*, empty: bool = False) -> Drawing:
+    figure = new_panel()
     axes = figure.subplots()
     if not empty:
         axes.plot([0, 1], [0, 1], color=SERIES[0], label=HOSTILE)
@@ -46,13 +47,13 @@ def drawing(*, empty: bool = False) -> Drawing:
     return figure
 
 
-def picture() -> Picture:
+def make_picture() -> Picture:
     stream = io.BytesIO()
     Image.new("RGB", (4, 4), (200, 30, 30)).save(stream, "PNG")
     return Picture(stream.getvalue(), alt="a red square", caption="red")
 
 
-def example(**changes: Any) -> Page:
+def make_page(**changes: Any) -> Page:
     wide = Table(
         "A table `of` many columns",
         [Column("criterion", is_number=False), *(Column(f"column {index}") for index in range(12))],
@@ -62,9 +63,9 @@ def example(**changes: Any) -> Page:
     parts = (
         Prose("Text with `code`."),
         wide,
-        Figure("curves", "Two panels", "a rising line", [drawing(), drawing()], caption="of one figure"),
-        Gallery("Pictures", [picture()] * 3),
-        Details("Recipe", [Code("seed: 0\n" + "x" * 300), Figure("hidden", "In details", "a line", [drawing()])]),
+        Figure("curves", "Two panels", "a rising line", [draw_panel(), draw_panel()], caption="of one figure"),
+        Gallery("Pictures", [make_picture()] * 3),
+        Details("Recipe", [Code("seed: 0\n" + "x" * 300), Figure("hidden", "In details", "a line", [draw_panel()])]),
     )
     page = Page(
         "quickstart",
@@ -85,8 +86,8 @@ class _Tags(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
 
-def test_the_page_needs_nothing_else_and_runs_nothing() -> None:
-    html = render(example())
+def test_page_is_self_contained_and_runs_no_script() -> None:
+    html = render(make_page())
     parser = _Tags()
     parser.feed(html)
     tags = [tag for tag, _ in parser.tags]
@@ -103,8 +104,8 @@ def test_the_page_needs_nothing_else_and_runs_nothing() -> None:
     assert "<code>path</code>" in html
 
 
-def test_figures_take_the_colours_of_the_page() -> None:
-    html = render(example())
+def test_inline_figures_use_the_colours_of_the_page() -> None:
+    html = render(make_page())
     figures = "".join(re.findall("<svg.*?</svg>", html, flags=re.DOTALL))
     assert "var(--series-1)" in figures
     assert "var(--ink)" in figures
@@ -112,28 +113,39 @@ def test_figures_take_the_colours_of_the_page() -> None:
         assert light not in figures
 
 
-def test_figures_are_files_too(tmp_path: Path) -> None:
-    names = {file.name for file in save_figures(example(), tmp_path / "figures")}
+def test_figures_are_saved_as_files(tmp_path: Path) -> None:
+    names = {file.name for file in save_figures(make_page(), tmp_path / "figures")}
     assert names == {f"{name}.{kind}" for name in ("curves", "curves-2", "hidden") for kind in ("svg", "png")}
     for name in names:
         assert (tmp_path / "figures" / name).stat().st_size > 0
     assert "var(" not in (tmp_path / "figures" / "curves.svg").read_text(encoding="utf-8")
 
 
-def test_text_and_marks_can_be_told_from_the_page_in_both_schemes() -> None:
+def test_colours_have_enough_contrast_in_both_schemes() -> None:
     for scheme in (0, 1):
         page = COLORS["page"][scheme]
         for name in ("ink", "muted", "accent", "good", "bad"):
-            assert contrast(COLORS[name][scheme], page) >= 4.5
-            assert contrast(COLORS[name][scheme], COLORS["raised"][scheme]) >= 4.5
+            assert measure_contrast(COLORS[name][scheme], page) >= 4.5
+            assert measure_contrast(COLORS[name][scheme], COLORS["raised"][scheme]) >= 4.5
         for name in [name for name in COLORS if name.startswith("series-")]:
-            assert contrast(COLORS[name][scheme], page) >= 3
-            assert contrast(COLORS["ink"][scheme], mixed(COLORS[name][scheme], page)) >= 4.5
-    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+            assert measure_contrast(COLORS[name][scheme], page) >= 3
+            assert measure_contrast(COLORS["ink"][scheme], mix(COLORS[name][scheme], page)) >= 4.5
+    assert measure_contrast("#000000", "#ffffff") == pytest.approx(21)
 
 
-def mixed(color: str, page: str) -> str:
-    """The strongest shade of a colour over the page."""
+def measure_contrast(text: str, page: str) -> float:
+    """Return the contrast ratio of two colours, from 1 to 21 (WCAG 2.2)."""
+
+    def luminance(color: str) -> float:
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
+        return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    low, high = sorted((luminance(text), luminance(page)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def mix(color: str, page: str) -> str:
+    """Return the strongest shade of a colour over the page."""
     channels = [
         round(STRONGEST_SHADE * int(color[at : at + 2], 16) + (1 - STRONGEST_SHADE) * int(page[at : at + 2], 16))
         for at in (1, 3, 5)
@@ -141,18 +153,18 @@ def mixed(color: str, page: str) -> str:
     return "#" + "".join(f"{channel:02x}" for channel in channels)
 
 
-def test_chromium_shows_the_page_on_screens_phones_and_paper(tmp_path: Path) -> None:
+def test_chromium_shows_the_page_on_screens_phones_and_in_print(tmp_path: Path) -> None:
     file, faulty = tmp_path / "report.html", tmp_path / "faulty.html"
-    file.write_text(render(example()), encoding="utf-8")
-    empty = Section("Empty", [Figure("empty", "Empty", "nothing", [drawing(empty=True)])])
-    html = render(example(sections=[empty]))
+    file.write_text(render(make_page()), encoding="utf-8")
+    empty = Section("Empty", [Figure("empty", "Empty", "nothing", [draw_panel(empty=True)])])
+    html = render(make_page(sections=[empty]))
     broken = '<p style="color: #999; width: 500px">faint<th>x</th><img src="https://example.com/x.png"></p>'
     faulty.write_text(html.replace("</main>", broken + "</main>"), encoding="utf-8")
     with chromium() as browser:
-        assert problems(browser, file) == []
-        found = "\n".join(problems(browser, faulty))
+        assert list_problems(browser, file) == []
+        messages = "\n".join(list_problems(browser, faulty))
         for problem in ("nothing drawn in empty", "contrast of faint", "scrolls sideways", "alt text", "example.com"):
-            assert problem in found
+            assert problem in messages
         show(browser, file, scheme="dark")
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
         assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(253, 253, 254)"

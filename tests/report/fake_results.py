@@ -1,4 +1,4 @@
-"""Results that nobody measured, of any number of criteria, compensations, budgets, blocks and classes."""
+"""Fake results of any number of criteria, compensations, budgets, blocks and classes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CRITERIA = ("path", "variance", "taylor", "magnitude-l2", "random")
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def invented(
+def fake_results(
     *,
     criteria: Sequence[str] = CRITERIA,
     compensations: Sequence[str] = ("none", "least-squares"),
@@ -30,29 +30,30 @@ def invented(
     latency: bool = True,
     recovered: Sequence[str] = (),
 ) -> Results:
-    """Earlier criteria lose less, more is lost at larger budgets, and `least-squares` makes up for most of it.
+    """Return results in which loss of top-1 grows with the budget and with the criterion's place in `criteria`.
 
-    Models of the criteria `recovered` are there a second time, as good as the dense one.
+    With `least-squares` the loss is smaller. Every model of a criterion in `recovered` has a second, recovered variant
+    that predicts like the dense model.
     """
     rng = np.random.default_rng(0)
     labels = np.arange(num_images) % len(classes)
-    dense = _evaluation(labels, rng.random(num_images) < 0.9, classes)
+    dense = _fake_evaluation(labels, rng.random(num_images) < 0.9, classes)
     evaluations = {"dense": [dense] * len(seeds)}
     plans = {}
-    rows = [_row(dense, dense, seed=seeds[0], variant_id="dense", widths=[width] * num_blocks, latency=latency)]
+    rows = [_fake_row(dense, dense, seed=seeds[0], variant_id="dense", widths=[width] * num_blocks, latency=latency)]
     for budget in budgets:
         share = budget.amount if budget.kind != "max-drop" else 0.4
         for place, criterion in enumerate(criteria):
-            plan = _plan(rng, share, num_blocks, width)
+            plan = _fake_plan(rng, share, num_blocks, width)
             for compensation in compensations:
                 id = f"{criterion}--{compensation}--{budget.slug}"
                 lost = share**2 * (0.05 + 0.05 * place) * (0.3 if compensation == "least-squares" else 1)
                 plans[id] = plan
                 evaluations[id] = [
-                    _evaluation(labels, dense.correct & (rng.random(num_images) > lost), classes) for _ in seeds
+                    _fake_evaluation(labels, dense.correct & (rng.random(num_images) > lost), classes) for _ in seeds
                 ]
                 for seed, evaluation in zip(seeds, evaluations[id], strict=True):
-                    row = _row(
+                    row = _fake_row(
                         evaluation,
                         dense,
                         seed=seed,
@@ -62,7 +63,7 @@ def invented(
                         criterion=criterion,
                         compensation=compensation,
                         budget=budget,
-                        full=num_blocks * width,
+                        dense_neurons=num_blocks * width,
                     )
                     rows.append(row)
                 if criterion in recovered:
@@ -71,11 +72,11 @@ def invented(
                     best = {"variant_id": f"{id}--recovered", "recovery": recovery, "top1": rows[0].top1}
                     rows += [row.model_copy(update={**best, "seed": seed}) for seed in seeds]
     return Results(
-        name="invented",
+        name="fake",
         rows=rows,
         evaluations=evaluations,
         plans=plans,
-        mined={"all": mined(classes, num_blocks=num_blocks, width=width)},
+        mined={"all": fake_paths(classes, num_blocks=num_blocks, width=width)},
         class_names=classes,
         costs=[
             CriterionCost(name, 12.0 if name == "path" else None, None, 0.5 * i, 80.0)
@@ -83,22 +84,22 @@ def invented(
         ],
         model="`model`",
         data="`images`",
-        recipe="name: invented\nseed: 0\n",
+        recipe="name: fake\nseed: 0\n",
         environment={"python": "3.11", "device": "cpu", "threads": 2},
         splits=[SplitInfo("mine", "train", 200), SplitInfo("evaluate", "test", num_images)],
     )
 
 
-def mined(
+def fake_paths(
     classes: Sequence[str], *, num_blocks: int = 6, width: int = 64, per_class: int = 20
 ) -> tuple[ClassStats, PathSet]:
-    """Paths on which neighbouring classes share neurons."""
+    """Return class statistics and paths in which the classes 0 and 1, 2 and 3, and so on, share neurons."""
     rng = np.random.default_rng(1)
     names = tuple(f"blocks.{block}.mlp.fc2" for block in range(num_blocks))
     labels = np.repeat(np.arange(len(classes)), per_class)
-    favourite = (labels[:, None] // 2 * 7 + 3 * np.arange(num_blocks)) % width
-    strays = rng.integers(width, size=favourite.shape)
-    chosen = torch.tensor(np.where(rng.random(favourite.shape) < 0.7, favourite, strays))
+    shared_NL = (labels[:, None] // 2 * 7 + 3 * np.arange(num_blocks)) % width
+    random_NL = rng.integers(width, size=shared_NL.shape)
+    chosen = torch.tensor(np.where(rng.random(shared_NL.shape) < 0.7, shared_NL, random_NL))
     stats = ClassStats.empty(dict.fromkeys(names, width), classes)
     stats.num_images += per_class
     for block in range(num_blocks):
@@ -113,12 +114,12 @@ def mined(
     return stats, paths
 
 
-def _evaluation(labels: np.ndarray, correct: np.ndarray, classes: Sequence[str]) -> Evaluation:
+def _fake_evaluation(labels: np.ndarray, correct: np.ndarray, classes: Sequence[str]) -> Evaluation:
     predictions = np.where(correct, labels, (labels + 1) % len(classes))
     return Evaluation(labels, predictions, (~correct).astype(np.int64), np.where(correct, 0.1, 2.0), len(classes))
 
 
-def _plan(rng: np.random.Generator, share: float, num_blocks: int, width: int) -> PrunePlan:
+def _fake_plan(rng: np.random.Generator, share: float, num_blocks: int, width: int) -> PrunePlan:
     names = [f"blocks.{block}.mlp.fc2" for block in range(num_blocks)]
     kept = {
         name: torch.tensor(rng.choice(width, size=round(width * (1 - share)), replace=False)).sort().values
@@ -127,7 +128,7 @@ def _plan(rng: np.random.Generator, share: float, num_blocks: int, width: int) -
     return PrunePlan(kept, dict.fromkeys(names, width), {name: block for block, name in enumerate(names)})
 
 
-def _row(
+def _fake_row(
     evaluation: Evaluation,
     dense: Evaluation,
     *,
@@ -138,11 +139,11 @@ def _row(
     criterion: str | None = None,
     compensation: str | None = None,
     budget: Budget = Budget("neurons", 0.0),  # noqa: B008 (immutable)
-    full: int | None = None,
+    dense_neurons: int | None = None,
 ) -> VariantRow:
-    left = sum(widths) / (full or sum(widths))
-    kept = retention(evaluation, dense)
-    milliseconds = 20 * left + 10
+    kept_share = sum(widths) / (dense_neurons or sum(widths))
+    retained = retention(evaluation, dense)
+    milliseconds = 20 * kept_share + 10
     timing = Timing(
         latency_ms=milliseconds,
         latency_spread_ms=(0.9 * milliseconds, 1.1 * milliseconds),
@@ -161,20 +162,20 @@ def _row(
         budget=budget.amount,
         budget_reached=budget.amount,
         budget_spread=None,
-        neurons_removed=1 - left,
+        neurons_removed=1 - kept_share,
         seed=seed,
         classes=None,
         num_images=evaluation.num_images,
         top1=float(evaluation.correct.mean()),
         top1_ci=top1_ci(evaluation),
-        retention=kept.value,
-        retention_ci=kept.ci,
+        retention=retained.value,
+        retention_ci=retained.ci,
         top5=0.99,
         nll=0.3,
         per_class=evaluation.summary()["per_class"],
         agreement=0.9,
-        num_params=int(2.7e6 * (0.4 + 0.6 * left)),
-        macs=int(183e6 * (0.4 + 0.6 * left)),
+        num_params=int(2.7e6 * (0.4 + 0.6 * kept_share)),
+        macs=int(183e6 * (0.4 + 0.6 * kept_share)),
         forward_passes=ForwardPasses(scoring=9.0, fitting=300.0),
         kept_widths=widths,
         recovery=None,
