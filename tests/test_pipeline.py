@@ -107,7 +107,7 @@ def test_seeds_differ_in_all_but_the_evaluation_images(folder: Path, monkeypatch
     assert set(seeds) == {0, 3}
     assert {row["seed"] for row in result.metrics} == {0}
     html = (result.folder / "report.html").read_text(encoding="utf-8")
-    assert "means over 2 seeds" in html
+    assert "averaged over 2 seeds" in html
     refuse_steps(monkeypatch, "locate_paths", "collect_statistics", "score", "prune", "evaluate_model")
     compare_recipe(tiny_recipe(folder, **chosen))
     fewer = compare_recipe(tiny_recipe(folder, **chosen | {"compare": {}})).results  # more may be asked for later
