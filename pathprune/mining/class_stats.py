@@ -15,7 +15,13 @@ from torch import Tensor
 
 from pathprune.files import write_atomically
 from pathprune.mining.mined_paths import MinedPaths, normalize_rows, split_layers
-from pathprune.mining.records import Settings, check_same_mining, read_description, write_description
+from pathprune.mining.records import (
+    Description,
+    Settings,
+    check_same_mining,
+    read_description,
+    write_description,
+)
 from pathprune.mining.stored_sums import StoredSums, write_sums
 
 Statistic = Literal["count", "mass", "published-mass"]
@@ -161,19 +167,18 @@ class ClassStats:
                 num_images = opened.get_tensor("num_images").clone()
         except SafetensorError as error:
             raise ValueError(f"{file} does not hold class statistics: {error}") from error
-        sites = tuple(description["site_names"])
         count, mass, published_mass = (
-            StoredSums.open(Path(file).absolute(), (f"{statistic}.{site}" for site in sites))
+            StoredSums.open(Path(file).absolute(), (f"{statistic}.{site}" for site in description.site_names))
             for statistic in STATISTICS
         )
         return cls(
-            site_names=sites,
-            class_names=tuple(description["class_names"]),
+            site_names=description.site_names,
+            class_names=description.class_names,
             num_images=num_images,
             count=count,
             mass=mass,
             published_mass=published_mass,
-            settings=description["settings"],
+            settings=description.settings,
         )
 
     def to_tensors(self) -> dict[str, Tensor]:
@@ -203,9 +208,9 @@ def save_stats(
 
     Each block comes with its first class. Classes without a block have no images.
     """
-    empty = ClassStats.empty(widths, (), settings)
-    description = write_description(replace(empty, class_names=tuple(class_names)))
-    shapes = {name: (len(class_names), *tensor.shape[1:]) for name, tensor in empty.to_tensors().items()}
+    description = write_description(Description(tuple(widths), tuple(class_names), settings))
+    empty = ClassStats.empty(widths, ()).to_tensors()
+    shapes = {name: (len(class_names), *tensor.shape[1:]) for name, tensor in empty.items()}
     with write_atomically(Path(file)) as part:
         tensors = ((first_class, block.to_tensors()) for first_class, block in blocks)
         write_sums(part, shapes=shapes, description=description, blocks=tensors)

@@ -131,15 +131,15 @@ class PathSet:
         column = {name: table[name].combine_chunks() for name in table.column_names}
         num_layers = table.schema.field("path").type.list_size
         return cls(
-            site_names=tuple(description["site_names"]),
-            class_names=tuple(description["class_names"]),
+            site_names=description.site_names,
+            class_names=description.class_names,
             indices=torch.tensor(column["index"].to_numpy()),
             labels=torch.tensor(column["label"].to_numpy()),
             predictions=torch.tensor(column["prediction"].to_numpy()),
             targets=torch.tensor(column["target"].to_numpy()),
             jas=torch.tensor(column["jas"].to_numpy()),
             paths=torch.tensor(column["path"].flatten().flatten().to_numpy()).view(len(table), num_layers, -1),
-            settings=description["settings"],
+            settings=description.settings,
         )
 
     def to_table(self) -> pyarrow.Table:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 SCHEMA_VERSION = 1
 
@@ -30,6 +31,15 @@ class Record(Protocol):
     def settings(self) -> Settings: ...
 
 
+@dataclass(frozen=True)
+class Description:
+    """Sites, classes and settings of a mining run."""
+
+    site_names: tuple[str, ...]
+    class_names: tuple[str, ...]
+    settings: Settings
+
+
 def check_same_mining(first: Record, second: Record) -> None:
     """Check that two records share site names, class names and settings. Raises `ValueError` otherwise."""
     for name in ("site_names", "class_names", "settings"):
@@ -44,7 +54,7 @@ def write_description(record: Record) -> str:
     return json.dumps({"schema": SCHEMA_VERSION, **names, "settings": dict(record.settings)})
 
 
-def read_description(text: str | None, file: Path | str, expected: str) -> dict[str, Any]:
+def read_description(text: str | None, file: Path | str, expected: str) -> Description:
     """Return the description that `write_description` wrote.
 
     `text` is the metadata entry of `file`, None where the entry is missing; `expected` names the kind of record in
@@ -52,10 +62,10 @@ def read_description(text: str | None, file: Path | str, expected: str) -> dict[
     """
     if text is None:
         raise ValueError(f"{file} does not hold {expected}: its metadata has no 'pathprune' entry")
-    content: dict[str, Any] = json.loads(text)
+    content = json.loads(text)
     if content["schema"] != SCHEMA_VERSION:
         raise ValueError(
             f"{file} holds {expected} of schema version {content['schema']}, but this pathprune reads version "
             f"{SCHEMA_VERSION}; mine again, or install the pathprune that wrote the file"
         )
-    return content
+    return Description(tuple(content["site_names"]), tuple(content["class_names"]), content["settings"])
