@@ -1,0 +1,1 @@
+"""Models: loading, adaptation to neuron sites, narrowing, and checkpoints of pruned models."""

@@ -16,7 +16,7 @@ from pathprune.models.seam import AdaptedModel, UnsupportedModelError
 from tests.families import FAMILIES, SMALL, OpenClipTower, randomise
 
 
-def make(**args: object) -> nn.Module:
+def make_vit(**args: object) -> nn.Module:
     torch.manual_seed(0)
     return randomise(timm.create_model("vit_tiny_patch16_224", **SMALL | args)).double().eval()
 
@@ -28,7 +28,7 @@ def _module(**children: nn.Module) -> nn.Module:
     return module
 
 
-def images_of(adapted: AdaptedModel, count: int = 2) -> torch.Tensor:
+def draw_images(adapted: AdaptedModel, count: int = 2) -> torch.Tensor:
     return torch.randn(count, *adapted.input_size, dtype=torch.float64)
 
 
@@ -42,7 +42,7 @@ def run_blocks(adapted: AdaptedModel, h: torch.Tensor, *, start: int = 0) -> tor
 def test_the_blocks_compose_to_the_model(name):
     model = FAMILIES[name].make().double()
     adapted = adapt(model)
-    images = images_of(adapted, 3)
+    images = draw_images(adapted, 3)
     torch.testing.assert_close(run_blocks(adapted, adapted.stem(images)), model(images), rtol=1e-10, atol=1e-10)
     assert isinstance(adapted, AdaptedModel)
     assert adapted.num_classes == FAMILIES[name].num_classes
@@ -51,7 +51,7 @@ def test_the_blocks_compose_to_the_model(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_running_from_a_block_runs_it_and_all_later_ones(name):
     adapted = adapt(FAMILIES[name].make().double())
-    h = adapted.stem(images_of(adapted))
+    h = adapted.stem(draw_images(adapted))
     for index in range(len(adapted.sites)):
         torch.testing.assert_close(adapted.head(adapted.run_from(index, h)), run_blocks(adapted, h, start=index))
         closed = adapted.close_block(index, *adapted.open_block(index, h))
@@ -64,7 +64,7 @@ def test_running_from_a_block_runs_it_and_all_later_ones(name):
 def test_readout_lists_the_tokens_that_the_head_reads(name):
     adapted = adapt(FAMILIES[name].make().double())
     assert adapted.readout == FAMILIES[name].readout
-    h = adapted.run_from(0, adapted.stem(images_of(adapted, 1))).detach().requires_grad_()
+    h = adapted.run_from(0, adapted.stem(draw_images(adapted, 1))).detach().requires_grad_()
     adapted.head(h).sum().backward()
     read = tuple(h.grad[0].abs().sum(dim=1).nonzero().flatten().tolist())
     assert read == adapted.readout if adapted.readout else len(read) >= h.shape[1] - 5  # all but prefix tokens
@@ -79,16 +79,16 @@ class DoubledAttention(Attention):
     "make",
     [
         *[family.make for family in FAMILIES.values()],
-        partial(make, qk_norm=True, qkv_bias=False),
-        partial(make, scale_attn_norm=True),
-        partial(make, attn_layer=DoubledAttention),
-        partial(make, attn_drop_rate=0.5),
+        partial(make_vit, qk_norm=True, qkv_bias=False),
+        partial(make_vit, scale_attn_norm=True),
+        partial(make_vit, attn_layer=DoubledAttention),
+        partial(make_vit, attn_drop_rate=0.5),
     ],
     ids=[*FAMILIES, "qk-norm", "attention-norm", "own-attention", "attention-dropout"],
 )
 def test_a_block_restricted_to_some_tokens_equals_the_whole_block_there(make):
     adapted = adapt(make().double())
-    h = adapted.stem(images_of(adapted))
+    h = adapted.stem(draw_images(adapted))
     tokens = torch.tensor(adapted.readout or (3, 1))
     last = len(adapted.sites) - 1
     for index in range(last):
@@ -104,13 +104,13 @@ def test_a_block_restricted_to_some_tokens_equals_the_whole_block_there(make):
 
 @pytest.mark.parametrize(
     "make",
-    [*[family.make for family in FAMILIES.values()], partial(make, attn_layer=DoubledAttention)],
+    [*[family.make for family in FAMILIES.values()], partial(make_vit, attn_layer=DoubledAttention)],
     ids=[*FAMILIES, "own-attention"],
 )
 @pytest.mark.parametrize("some_tokens", [False, True])
 def test_a_block_reads_each_token_by_itself(make, some_tokens):
     adapted = adapt(make().double())
-    h = adapted.stem(images_of(adapted))
+    h = adapted.stem(draw_images(adapted))
     tokens = torch.tensor([0, 2]) if some_tokens else None
     read = adapted.read_block(0, h, tokens)
     one_by_one = torch.cat([adapted.read_block(0, token, tokens) for token in h.split(1, dim=1)], dim=1)
@@ -129,7 +129,7 @@ def test_a_site_is_the_down_projection_that_reads_its_neurons(name):
     assert all(model.get_submodule(site.name) is site.down for site in adapted.sites)
     assert [site.block for site in adapted.sites] == list(range(len(adapted.sites)))
     assert all((site.norm is not None) == FAMILIES[name].has_norm for site in adapted.sites)
-    images = images_of(adapted)
+    images = draw_images(adapted)
     seen = []
     with attach_hooks(
         site.down.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) for site in adapted.sites
@@ -149,13 +149,13 @@ def test_a_block_adds_its_scaled_mlp_output_to_the_stream(name):
     scale = adapted.residual_scale(0)
     assert (scale is not None) == FAMILIES[name].is_scaled
     if scale is not None:
-        m, u = adapted.open_block(0, adapted.stem(images_of(adapted)))
+        m, u = adapted.open_block(0, adapted.stem(draw_images(adapted)))
         expected = m + scale * adapted.sites[0].down(u)
         torch.testing.assert_close(adapted.close_block(0, m, u), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_a_block_with_a_norm_after_its_mlp_has_no_residual_scale():
-    model = make()
+    model = make_vit()
     model.blocks[1].ls2 = nn.LayerNorm(24).double()
     adapted = adapt(model)
     assert adapted.residual_scale(0) is not None
@@ -163,7 +163,7 @@ def test_a_block_with_a_norm_after_its_mlp_has_no_residual_scale():
 
 
 def test_adapt_does_not_change_the_model():
-    model = make()
+    model = make_vit()
     before = copy.deepcopy(model.state_dict())
     model.train()
     adapt(model)
@@ -172,7 +172,7 @@ def test_adapt_does_not_change_the_model():
 
 
 def test_refresh_reads_the_widths_after_surgery():
-    model = make()
+    model = make_vit()
     adapted = adapt(model)
     mlp = model.blocks[1].mlp
     mlp.fc1, mlp.fc2 = nn.Linear(24, 7).double(), nn.Linear(7, 24).double()
@@ -195,7 +195,7 @@ class LoraLinear(nn.Linear):
 
 
 def with_lora() -> nn.Module:
-    model = make()
+    model = make_vit()
     model.blocks[0].attn.proj = LoraLinear(24, 24)
     return model
 
@@ -204,13 +204,13 @@ def with_quantised_linear() -> nn.Module:
     class Linear(nn.Linear):
         __module__ = "torch.ao.nn.quantized.dynamic.modules.linear"
 
-    model = make()
+    model = make_vit()
     model.blocks[1].mlp.fc1 = Linear(24, 96)
     return model
 
 
 def with_mlp(mlp: nn.Module) -> nn.Module:
-    model = make()
+    model = make_vit()
     model.blocks[1].mlp = mlp.double()
     return model
 
@@ -233,8 +233,11 @@ class TwiceTheBlock(Block):
         (lambda: with_mlp(timm.layers.Mlp(24, 96, act_layer=nn.PReLU)), "whose activation has weights of its own"),
         (lambda: with_mlp(timm.layers.Mlp(24, 96, norm_layer=nn.RMSNorm)), "only a LayerNorm can be narrowed"),
         (lambda: with_mlp(weight_normed(timm.layers.Mlp(24, 96))), "parametrised weights; remove the parametrisation"),
-        (lambda: make(block_fn=TwiceTheBlock), r"run block by block it gives another output .* does something else"),
-        (lambda: make(global_pool="", class_token=False), r"gives \[1, 16, 5\] for one image, not logits"),
+        (
+            lambda: make_vit(block_fn=TwiceTheBlock),
+            r"run block by block it gives another output .* does something else",
+        ),
+        (lambda: make_vit(global_pool="", class_token=False), r"gives \[1, 16, 5\] for one image, not logits"),
         (
             lambda: timm.create_model("vit_dpwee_patch16_reg1_gap_256", **SMALL),
             r"\(DiffParallelScalingBlock\) has one output projection for attention and MLP together",
@@ -242,15 +245,18 @@ class TwiceTheBlock(Block):
         (lambda: timm.create_model("xcit_nano_12_p16_224"), r"Xcit is not supported"),
         (lambda: timm.create_model("swinv2_cr_tiny_224"), r"SwinTransformerV2Cr is not supported"),
         (lambda: timm.create_model("mixer_s32_224"), r"MlpMixer is not supported"),
-        (lambda: DistributedDataParallel(make()), r"wrapped in DistributedDataParallel; pass .*`model\.module`"),
+        (lambda: DistributedDataParallel(make_vit()), r"wrapped in DistributedDataParallel; pass .*`model\.module`"),
         (
             OpenClipTower,
             r"a class of OpenCLIP, .*timm's port of the tower, such as pathprune\.load_model\('vit_base",
         ),
         (lambda: _module(visual=OpenClipTower()), r"a class of OpenCLIP"),
-        (lambda: _module(visual=_module(trunk=make(), head=nn.Identity())), r"timm model: pass its `visual\.trunk`"),
-        (lambda: nn.DataParallel(make()), r"wrapped in DataParallel; pass .*`model\.module`"),
-        (lambda: torch.compile(make()), r"wrapped in OptimizedModule; .*before torch\.compile"),
+        (
+            lambda: _module(visual=_module(trunk=make_vit(), head=nn.Identity())),
+            r"timm model: pass its `visual\.trunk`",
+        ),
+        (lambda: nn.DataParallel(make_vit()), r"wrapped in DataParallel; pass .*`model\.module`"),
+        (lambda: torch.compile(make_vit()), r"wrapped in OptimizedModule; .*before torch\.compile"),
         (with_quantised_linear, r"'blocks\.1\.mlp\.fc1' is quantised \(Linear\); prune the float model first"),
         (with_lora, r"'blocks\.0\.attn\.proj' carries LoRA adapters; merge them"),
         (lambda: "vit_tiny_patch16_224", r"takes a torch\.nn\.Module, got str"),
@@ -273,7 +279,7 @@ def test_a_model_on_the_meta_device_is_not_checked():
 
 
 def test_evaluating_restores_modes_and_flags_also_after_an_error():
-    model = make()
+    model = make_vit()
     model.train()
     model.blocks[0].eval()
     model.head.weight.requires_grad_(False)

@@ -21,7 +21,9 @@ TINY = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads
 WIDTHS = (7, 40)
 
 
-def make(architecture: str = "vit_tiny_patch16_224", *, widths: tuple[int, ...] | None = WIDTHS, **args) -> nn.Module:
+def make_model(
+    architecture: str = "vit_tiny_patch16_224", *, widths: tuple[int, ...] | None = WIDTHS, **args
+) -> nn.Module:
     """Build a tiny model with random parameters and MLPs narrowed to `widths`."""
     torch.manual_seed(0)
     model = timm.create_model(architecture, **{**TINY, **args}).eval()
@@ -32,7 +34,7 @@ def make(architecture: str = "vit_tiny_patch16_224", *, widths: tuple[int, ...] 
     return model
 
 
-def images(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def draw_images(dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
@@ -51,7 +53,7 @@ def images(dtype: torch.dtype = torch.float32) -> torch.Tensor:
     ],
 )
 def test_logits_are_the_same_to_the_bit_after_reload(tmp_path, architecture, args):
-    model = make(architecture, **args)
+    model = make_model(architecture, **args)
     size = (args.get("in_chans", 3), *args.get("img_size", (32, 32)))
     batch = torch.randn(2, *size)
     again = load_pruned(save_pruned(model, tmp_path / "pruned"))
@@ -69,24 +71,24 @@ def test_logits_are_the_same_to_the_bit_after_reload(tmp_path, architecture, arg
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_dtypes_are_kept(tmp_path, dtype):
-    model = make().to(dtype)
+    model = make_model().to(dtype)
     again = load_pruned(save_pruned(model, tmp_path / "pruned"))
     assert {parameter.dtype for parameter in again.parameters()} == {dtype}
     with torch.inference_mode():
-        assert torch.equal(again(images(dtype)), model(images(dtype)))
+        assert torch.equal(again(draw_images(dtype)), model(draw_images(dtype)))
 
 
 def test_a_head_changed_after_creation_is_read_from_the_model(tmp_path):
-    model = make()
+    model = make_model()
     model.reset_classifier(3, global_pool="avg")
     again = load_pruned(save_pruned(model, tmp_path / "pruned"))
     with torch.inference_mode():
-        assert torch.equal(again(images()), model(images()))
-    assert again(images()).shape == (3, 3)
+        assert torch.equal(again(draw_images()), model(draw_images()))
+    assert again(draw_images()).shape == (3, 3)
 
 
 def test_saving_and_loading_change_neither_model_nor_random_state(tmp_path):
-    model = make().train()
+    model = make_model().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.get_rng_state()
     again = load_pruned(save_pruned(model, tmp_path / "pruned"))
@@ -97,7 +99,7 @@ def test_saving_and_loading_change_neither_model_nor_random_state(tmp_path):
 
 
 def test_config_holds_all_given_facts(tmp_path):
-    model = make()
+    model = make_model()
     kept = {"blocks.0.mlp.fc2": torch.arange(7), "blocks.1.mlp.fc2": torch.arange(0, 80, 2)}
     data = {"input_size": (3, 32, 32), "mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 1.0), "crop_pct": 1.0}
     data |= {"interpolation": "bilinear", "crop_mode": "center"}
@@ -122,7 +124,7 @@ def test_config_holds_all_given_facts(tmp_path):
 
 
 def test_tied_parameters_stay_tied_and_views_are_separated(tmp_path):
-    model = make(widths=(40, 40))
+    model = make_model(widths=(40, 40))
     model.blocks[1].mlp.fc1.weight = model.blocks[0].mlp.fc1.weight
     memory = torch.randn(48)
     model.norm.weight.data, model.norm.bias.data = memory[:24], memory[24:]
@@ -130,7 +132,7 @@ def test_tied_parameters_stay_tied_and_views_are_separated(tmp_path):
     assert again.blocks[1].mlp.fc1.weight is again.blocks[0].mlp.fc1.weight
     assert "blocks.1.mlp.fc1.weight" not in load_file(tmp_path / "pruned" / "model.safetensors")
     with torch.inference_mode():
-        assert torch.equal(again(images()), model(images()))
+        assert torch.equal(again(draw_images()), model(draw_images()))
 
 
 def test_a_model_that_timm_did_not_build_needs_its_architecture(tmp_path):
@@ -140,7 +142,7 @@ def test_a_model_that_timm_did_not_build_needs_its_architecture(tmp_path):
         save_pruned(model, tmp_path / "pruned")
     save_pruned(model, tmp_path / "pruned", architecture={"name": "vit_tiny_patch16_224", "args": TINY})
     with torch.inference_mode():
-        assert torch.equal(load_pruned(tmp_path / "pruned")(images()), model(images()))
+        assert torch.equal(load_pruned(tmp_path / "pruned")(draw_images()), model(draw_images()))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,7 @@ def test_a_model_that_timm_did_not_build_needs_its_architecture(tmp_path):
     ],
 )
 def test_a_wrong_architecture_is_refused_and_leaves_no_files(tmp_path, args, message):
-    model = make()
+    model = make_model()
     with pytest.raises(ValueError, match=message):
         save_pruned(model, tmp_path / "pruned", architecture={"name": "vit_tiny_patch16_224", "args": args})
     assert list(tmp_path.iterdir()) == []
@@ -171,7 +173,7 @@ def test_unsupported_models_are_refused(tmp_path):
 
 
 def test_only_an_earlier_checkpoint_is_replaced(tmp_path):
-    model = make()
+    model = make_model()
     folder = tmp_path / "pruned"
     folder.mkdir()
     save_pruned(model, folder, provenance={"n": 1})
@@ -193,7 +195,7 @@ def test_only_an_earlier_checkpoint_is_replaced(tmp_path):
 
 
 def test_a_failed_replacement_keeps_the_earlier_checkpoint(tmp_path):
-    model = make()
+    model = make_model()
     save_pruned(model, tmp_path / "pruned", provenance={"n": 1})
     with pytest.raises(ValueError, match="other logits"):
         save_pruned(
@@ -204,7 +206,7 @@ def test_a_failed_replacement_keeps_the_earlier_checkpoint(tmp_path):
 
 
 def test_wrong_class_names_kept_columns_and_provenance_are_refused(tmp_path):
-    model = make()
+    model = make_model()
     with pytest.raises(ValueError, match="got 2 class names for 5 classes"):
         save_pruned(model, tmp_path / "p", class_names=["a", "b"])
     with pytest.raises(ValueError, match="numbers of kept columns differ"):
@@ -251,14 +253,14 @@ def edit_config(folder, **changes):
     ],
 )
 def test_an_altered_config_is_refused(tmp_path, changes, message):
-    save_pruned(make(), tmp_path / "p")
+    save_pruned(make_model(), tmp_path / "p")
     edit_config(tmp_path / "p", **changes)
     with pytest.raises(ValueError, match=message):
         load_pruned(tmp_path / "p")
 
 
 def test_altered_weights_are_refused(tmp_path):
-    save_pruned(make(), tmp_path / "p")
+    save_pruned(make_model(), tmp_path / "p")
     file = tmp_path / "p" / "model.safetensors"
     tensors = load_file(file)
     for change, message in [
@@ -284,7 +286,7 @@ class Bomb:
 
 
 def test_a_pickle_in_place_of_the_weights_is_not_run(tmp_path):
-    save_pruned(make(), tmp_path / "p")
+    save_pruned(make_model(), tmp_path / "p")
     (tmp_path / "p" / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(ValueError, match="as safetensors"):
         load_pruned(tmp_path / "p")
@@ -298,7 +300,7 @@ def test_other_folders_are_not_pruned_checkpoints(tmp_path):
     assert not is_pruned_folder(tmp_path)
     with pytest.raises(ValueError, match="not valid JSON"):
         load_pruned(tmp_path)
-    save_pruned(make(), tmp_path / "p")
+    save_pruned(make_model(), tmp_path / "p")
     assert is_pruned_folder(tmp_path / "p")
 
 
@@ -313,7 +315,7 @@ def test_other_folders_are_not_pruned_checkpoints(tmp_path):
 @pytest.mark.parametrize("width", [7, 40, 96])
 def test_timm_loads_equal_widths_without_pathprune(tmp_path, architecture, args, width):
     names = ["ant", "bee", "cat", "dog", "emu"]
-    model = make(architecture, widths=(width, width), **args)
+    model = make_model(architecture, widths=(width, width), **args)
     data = {**read_data_config(model), "mean": (0.1, 0.2, 0.3), "crop_pct": 1.0}
     save_pruned(model, tmp_path / "p", class_names=names, data_config=data)
     again = timm.create_model(f"local-dir:{tmp_path / 'p'}", pretrained=True).eval()
@@ -329,16 +331,16 @@ def test_timm_loads_equal_widths_without_pathprune(tmp_path, architecture, args,
 def test_transformers_loads_equal_widths_through_timm(tmp_path):
     transformers = pytest.importorskip("transformers")
     names = ["ant", "bee", "cat", "dog", "emu"]
-    model = make(widths=(40, 40))
+    model = make_model(widths=(40, 40))
     save_pruned(model, tmp_path / "p", class_names=names)
     again = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "p").eval()
     with torch.inference_mode():
-        torch.testing.assert_close(again(images()).logits, model(images()), rtol=0, atol=1e-6)
+        torch.testing.assert_close(again(draw_images()).logits, model(draw_images()), rtol=0, atol=1e-6)
     assert list(again.config.id2label.values()) == names
 
 
 def test_config_has_no_keys_for_timm_if_timm_cannot_build_the_model(tmp_path):
-    save_pruned(make(widths=(7, 40)), tmp_path / "p")
+    save_pruned(make_model(widths=(7, 40)), tmp_path / "p")
     with pytest.raises(KeyError, match="architecture"):
         timm.create_model(f"local-dir:{tmp_path / 'p'}", pretrained=True)
     assert "timm has one `mlp_ratio` for all MLPs" in (tmp_path / "p" / "README.md").read_text()
@@ -353,7 +355,9 @@ METRICS = {
 
 
 def test_the_card_shows_metrics_and_provenance(tmp_path):
-    save_pruned(make(), tmp_path / "my-vit", license="apache-2.0", base_model="timm/vit_tiny_patch16_224.augreg_in21k")
+    save_pruned(
+        make_model(), tmp_path / "my-vit", license="apache-2.0", base_model="timm/vit_tiny_patch16_224.augreg_in21k"
+    )
     card = ModelCard.load(tmp_path / "my-vit" / "README.md")
     assert "Not evaluated yet" in card.text
     assert "75.5% of its MLP neurons removed" in card.text  # 47 of 192 remain
@@ -371,7 +375,7 @@ def test_the_card_shows_metrics_and_provenance(tmp_path):
 
 
 def test_an_edited_card_is_kept_if_the_description_does_not_change(tmp_path):
-    save_pruned(make(), tmp_path / "p", metrics=METRICS)
+    save_pruned(make_model(), tmp_path / "p", metrics=METRICS)
     card = tmp_path / "p" / "README.md"
     card.write_text("edited")
     describe_pruned(tmp_path / "p", metrics=METRICS)

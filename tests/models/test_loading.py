@@ -25,7 +25,7 @@ ARGS = {"patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2}
 NAMES = ["ant", "bee", "cat", "dog", "emu"]
 
 
-def make(**args) -> nn.Module:
+def make_model(**args) -> nn.Module:
     torch.manual_seed(0)
     model = timm.create_model(NAME, **{**ARGS, "img_size": 32, "num_classes": 5, **args}).eval()
     for parameter in model.parameters():
@@ -33,13 +33,13 @@ def make(**args) -> nn.Module:
     return model
 
 
-def images(size: int = 32) -> torch.Tensor:
+def draw_images(size: int = 32) -> torch.Tensor:
     return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
 def assert_same(a: nn.Module, b: nn.Module) -> None:
     with torch.inference_mode():
-        assert torch.equal(a(images()), b(images()))
+        assert torch.equal(a(draw_images()), b(draw_images()))
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def folder(tmp_path):
         },
     }
     (folder / "config.json").write_text(json.dumps(config))
-    save_file(make().half().state_dict(), folder / "model.safetensors")
+    save_file(make_model().half().state_dict(), folder / "model.safetensors")
     return folder
 
 
@@ -78,7 +78,7 @@ def rewrite(folder, **changes):
 @pytest.mark.parametrize("prefix", ["", "local-dir:"])
 def test_a_timm_folder_brings_its_data_config_and_class_names(folder, prefix):
     loaded = load_model(f"{prefix}{folder}")
-    assert_same(loaded.model, make().half().float())
+    assert_same(loaded.model, make_model().half().float())
     assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
     assert not loaded.model.training
     assert loaded.class_names == tuple(NAMES)
@@ -107,7 +107,7 @@ def test_a_folder_with_an_unusual_image_size_resizes_the_position_embedding(fold
     loaded = load_model(str(folder), image_size=48)
     assert loaded.data_config["input_size"] == (3, 48, 48)
     with torch.inference_mode():
-        assert loaded.model(images(48)).shape == (2, 5)
+        assert loaded.model(draw_images(48)).shape == (2, 5)
     assert loaded.model.pos_embed.shape[1] == 1 + 6 * 6
 
 
@@ -115,19 +115,19 @@ def test_pretrained_false_gives_random_weights(folder):
     loaded = load_model(str(folder), pretrained=False, num_classes=7)
     assert loaded.model.num_classes == 7
     assert loaded.class_names is None  # the names in the folder are for its own head
-    assert not torch.equal(loaded.model.blocks[0].mlp.fc1.weight, make().blocks[0].mlp.fc1.weight)
+    assert not torch.equal(loaded.model.blocks[0].mlp.fc1.weight, make_model().blocks[0].mlp.fc1.weight)
     assert load_model(NAME, pretrained=False, image_size=32, model_args=ARGS).data_config["input_size"] == (3, 32, 32)
 
 
 @pytest.mark.parametrize("key", ["", "model", "state_dict", "model_ema"])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "model.", "timm_model."])
 def test_a_torch_checkpoint_is_unwrapped(tmp_path, key, prefix):
-    state = {prefix + name: tensor for name, tensor in make().state_dict().items()}
+    state = {prefix + name: tensor for name, tensor in make_model().state_dict().items()}
     if key:
         state = {key: state, "epoch": 3, "optimizer": {"lr": 0.1}, "args": argparse.Namespace(lr=0.1)}
     torch.save(state, tmp_path / "weights.pth")
     loaded = load_model(NAME, checkpoint=tmp_path / "weights.pth", image_size=32, model_args=ARGS)
-    assert_same(loaded.model, make())
+    assert_same(loaded.model, make_model())
 
 
 @pytest.mark.parametrize("prefix", ["visual.", ""])
@@ -149,29 +149,29 @@ def test_weights_of_openclip_load_into_timms_port(tmp_path, prefix):
 
 
 def test_averaged_weights_are_preferred_as_in_timm(tmp_path):
-    averaged = make()
+    averaged = make_model()
     nn.init.ones_(averaged.head.bias)
-    torch.save({"model": make().state_dict(), "model_ema": averaged.state_dict()}, tmp_path / "weights.pth")
+    torch.save({"model": make_model().state_dict(), "model_ema": averaged.state_dict()}, tmp_path / "weights.pth")
     assert_same(load_model(NAME, checkpoint=tmp_path / "weights.pth", model_args=ARGS).model, averaged)
 
 
 def test_head_and_image_size_come_from_the_weights(tmp_path):
-    save_file(make(num_classes=3, img_size=32).state_dict(), tmp_path / "weights.safetensors")
+    save_file(make_model(num_classes=3, img_size=32).state_dict(), tmp_path / "weights.safetensors")
     loaded = load_model(NAME, checkpoint=tmp_path / "weights.safetensors", model_args=ARGS)
     assert loaded.model.num_classes == 3
     assert loaded.data_config["input_size"] == (3, 32, 32)
-    assert_same(loaded.model, make(num_classes=3))
+    assert_same(loaded.model, make_model(num_classes=3))
 
 
 def test_a_checkpoint_replaces_the_weights_of_a_folder(folder, tmp_path):
-    other = make()
+    other = make_model()
     nn.init.ones_(other.head.bias)
     save_file(other.state_dict(), tmp_path / "weights.safetensors")
     assert_same(load_model(str(folder), checkpoint=tmp_path / "weights.safetensors").model, other)
 
 
 def test_a_pruned_folder_is_recognised(tmp_path):
-    model = make()
+    model = make_model()
     model.blocks[0].mlp.fc1, model.blocks[0].mlp.fc2 = nn.Linear(24, 5), nn.Linear(5, 24)
     save_pruned(model, tmp_path / "pruned", class_names=NAMES)
     loaded = load_model(str(tmp_path / "pruned"), num_classes=5, image_size=32)
@@ -212,7 +212,7 @@ def test_an_unreachable_hub_gives_one_clear_line(name, tmp_path, monkeypatch):
 
 
 def test_a_new_head_on_hub_weights_gives_a_warning(monkeypatch, caplog):
-    model = make(num_classes=7)  # a stand-in for a model with downloaded weights
+    model = make_model(num_classes=7)  # a stand-in for a model with downloaded weights
     monkeypatch.setattr(timm, "create_model", lambda name, **arguments: model)
     with caplog.at_level(logging.WARNING):
         load_model(NAME, num_classes=7)
@@ -227,7 +227,7 @@ def test_wrong_checkpoint_files_are_refused(tmp_path):
 
     refused(r"nothing\.pth does not exist", checkpoint=tmp_path / "nothing.pth")
     weights = tmp_path / "weights.safetensors"
-    save_file(make().state_dict(), weights)
+    save_file(make_model().state_dict(), weights)
     refused(r"head of 5 classes, num_classes asks for 9", checkpoint=weights, num_classes=9)
     refused(
         r"does not match the model: 12 missing \(blocks\.2\..*, …\)", checkpoint=weights, model_args=ARGS | {"depth": 3}
@@ -247,7 +247,7 @@ def test_wrong_checkpoint_files_are_refused(tmp_path):
     refused(r"cannot read .*cut\.pth as a torch checkpoint", checkpoint=tmp_path / "cut.pth")
     (tmp_path / "cut.safetensors").write_bytes(b"short")
     refused(r"cannot read .*cut\.safetensors as safetensors", checkpoint=tmp_path / "cut.safetensors")
-    torch.save({"model": make().state_dict(), "lr": fractions.Fraction(1, 10)}, tmp_path / "objects.pth")
+    torch.save({"model": make_model().state_dict(), "lr": fractions.Fraction(1, 10)}, tmp_path / "objects.pth")
     refused(r"objects in it are not loaded, since that can run code.*torch\.save", checkpoint=tmp_path / "objects.pth")
 
 
@@ -258,7 +258,7 @@ class Bomb:
 
 @pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, protocol=2))])
 def test_a_pickle_is_never_run(tmp_path, save):
-    save({"model": make().state_dict(), "bomb": Bomb()}, tmp_path / "bomb.pth")
+    save({"model": make_model().state_dict(), "bomb": Bomb()}, tmp_path / "bomb.pth")
     with pytest.raises(ValueError, match="objects in it are not loaded"):
         load_model(NAME, checkpoint=tmp_path / "bomb.pth", model_args=ARGS)
 
@@ -268,7 +268,7 @@ def test_wrong_folders_are_refused(folder, tmp_path):
         load_model(str(folder), num_classes=6)
     with pytest.raises(ValueError, match="is a file; pass the model's timm name"):
         load_model(str(folder / "model.safetensors"))
-    save_file(make().state_dict(), tmp_path / "model.safetensors")
+    save_file(make_model().state_dict(), tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"has no readable config\.json.*the folder as checkpoint"):
         load_model(str(tmp_path))
     (folder / "model.safetensors").rename(folder / "else.safetensors")
@@ -287,23 +287,23 @@ def test_wrong_folders_are_refused(folder, tmp_path):
 
 def test_a_folder_of_accelerate_loads_as_a_checkpoint(tmp_path):
     accelerator = accelerate.Accelerator(cpu=True)
-    accelerator.prepare(make())
+    accelerator.prepare(make_model())
     accelerator.save_state(tmp_path / "state")
     loaded = load_model(NAME, checkpoint=tmp_path / "state", model_args=ARGS)
-    assert_same(loaded.model, make())
+    assert_same(loaded.model, make_model())
     with pytest.raises(ValueError, match=r"pass the model's timm name, and the folder as checkpoint"):
         load_model(str(tmp_path / "state"))
 
 
 def test_a_sharded_checkpoint_is_loaded(tmp_path):
-    state = make().state_dict()
+    state = make_model().state_dict()
     names = sorted(state)
     parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
     for part, own in parts.items():
         save_file({name: state[name] for name in own}, tmp_path / part)
     index = {"weight_map": {name: part for part, own in parts.items() for name in own}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert_same(load_model(NAME, checkpoint=tmp_path, model_args=ARGS).model, make())
+    assert_same(load_model(NAME, checkpoint=tmp_path, model_args=ARGS).model, make_model())
     (tmp_path / "b.safetensors").unlink()
     with pytest.raises(ValueError, match=r"b\.safetensors does not exist"):
         load_model(NAME, checkpoint=tmp_path, model_args=ARGS)
@@ -354,10 +354,10 @@ def convert_to_jax(model: nn.Module) -> dict[str, np.ndarray]:
 
 
 def test_an_original_npz_is_loaded_with_its_head(tmp_path, caplog):
-    weights = convert_to_jax(make(num_classes=3))
+    weights = convert_to_jax(make_model(num_classes=3))
     np.savez(tmp_path / "vit.npz", **weights)
     loaded = load_model(NAME, checkpoint=tmp_path / "vit.npz", image_size=32, model_args=ARGS)
-    assert_same(loaded.model, make(num_classes=3))
+    assert_same(loaded.model, make_model(num_classes=3))
     resized = load_model(NAME, checkpoint=tmp_path / "vit.npz", image_size=48, model_args=ARGS)
     assert resized.model.pos_embed.shape[1] == 1 + 6 * 6
     with pytest.raises(ValueError, match="head of 3 classes, num_classes asks for 9"):

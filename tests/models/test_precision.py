@@ -10,13 +10,13 @@ from pathprune.models.precision import mixed_precision
 TINY = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2, "num_classes": 5}
 
 
-def make() -> nn.Module:
+def make_model() -> nn.Module:
     torch.manual_seed(0)
     return timm.create_model("vit_tiny_patch16_224", **TINY).eval()
 
 
 def test_passes_equal_autocast_and_the_model_is_restored():
-    model, images = make(), torch.randn(2, 3, 16, 16)
+    model, images = make_model(), torch.randn(2, 3, 16, 16)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     parameters = list(model.parameters())
     with torch.no_grad():
@@ -37,7 +37,7 @@ def test_passes_equal_autocast_and_the_model_is_restored():
 
 
 def test_the_model_is_restored_after_an_error():
-    model = make()
+    model = make_model()
     weight = model.head.weight.clone()
     with pytest.raises(RuntimeError, match="stop"), mixed_precision(model, torch.bfloat16):
         raise RuntimeError("stop")
@@ -45,7 +45,7 @@ def test_the_model_is_restored_after_an_error():
 
 
 def test_without_a_precision_nothing_changes():
-    model, images = make(), torch.randn(2, 3, 16, 16)
+    model, images = make_model(), torch.randn(2, 3, 16, 16)
     with mixed_precision(model, None) as passes, passes(), torch.no_grad():
         assert torch.equal(model(images), model(images.clone()))
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())

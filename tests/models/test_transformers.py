@@ -21,7 +21,7 @@ NAMES = ["ant", "bee", "cat", "dog", "emu"]
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-def make() -> nn.Module:
+def make_model() -> nn.Module:
     """Build a bare model, without our wrapper."""
     model = HF_FAMILIES["hf-vit"].make().model
     model.config.id2label = dict(enumerate(NAMES))
@@ -37,7 +37,7 @@ def logits(model: nn.Module) -> torch.Tensor:
 @pytest.fixture
 def folder(tmp_path):
     """Write the folder that a fine-tuning leaves: a model and its image processor."""
-    make().save_pretrained(tmp_path / "saved")
+    make_model().save_pretrained(tmp_path / "saved")
     processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.1, 0.2, 0.3])
     processor.save_pretrained(tmp_path / "saved")
     return tmp_path / "saved"
@@ -45,7 +45,7 @@ def folder(tmp_path):
 
 def test_a_folder_brings_its_labels_and_its_preprocessing(folder):
     loaded = load_model(str(folder))
-    assert torch.equal(logits(loaded.model), logits(make()))
+    assert torch.equal(logits(loaded.model), logits(make_model()))
     assert loaded.class_names == tuple(NAMES)
     assert loaded.data_config == DATA_CONFIG | {"mean": (0.1, 0.2, 0.3), "interpolation": "bilinear"}
     assert loaded.architecture.library == "transformers"
@@ -53,7 +53,7 @@ def test_a_folder_brings_its_labels_and_its_preprocessing(folder):
 
 
 def test_a_bare_model_is_pruned_saved_and_loaded(tmp_path):
-    adapted = adapt(make())
+    adapted = adapt(make_model())
     plan = make_plan({site.name: torch.rand(96) for site in adapted.sites}, sites=adapted.sites, ratio=0.5)
     pruned = prune(adapted, plan=plan).model
     with pytest.raises(ValueError, match=r"the preprocessing of .* is unknown; pass data_config"):
@@ -98,7 +98,7 @@ def test_a_missing_image_processor_gives_a_warning(folder, caplog):
 
 
 def test_other_weights_for_the_same_config(folder, tmp_path):
-    other = make()
+    other = make_model()
     nn.init.ones_(other.classifier.bias)
     torch.save({"state_dict": {f"module.{k}": v for k, v in other.state_dict().items()}}, tmp_path / "weights.pth")
     assert torch.equal(logits(load_model(str(folder), checkpoint=tmp_path / "weights.pth").model), logits(other))
@@ -151,7 +151,7 @@ def test_mistakes_give_one_clear_line(folder, tmp_path):
 
 
 def test_a_config_can_only_name_a_model_class(tmp_path):
-    adapted = adapt(make())
+    adapted = adapt(make_model())
     save_pruned(adapted.model, tmp_path / "pruned", data_config=DATA_CONFIG)
     file = tmp_path / "pruned" / "config.json"
     content = json.loads(file.read_text())
@@ -162,7 +162,7 @@ def test_a_config_can_only_name_a_model_class(tmp_path):
 
 
 def test_pruning_does_not_change_the_dense_model():
-    model = make()
+    model = make_model()
     before = copy.deepcopy(model.state_dict())
     adapted = adapt(model)
     prune(adapted, plan=make_plan({s.name: torch.rand(96) for s in adapted.sites}, sites=adapted.sites, ratio=0.5))
