@@ -1,4 +1,4 @@
-"""Keys of results: short hashes of the inputs that a result was computed from."""
+"""Keys of results: short hashes of the inputs of a computation."""
 
 from __future__ import annotations
 

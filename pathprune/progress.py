@@ -1,4 +1,4 @@
-"""Progress bars with images per second and time left; silent where nobody watches."""
+"""Progress bars on standard error with images per second and remaining time; hidden without a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-if TYPE_CHECKING:  # the command line's help does not wait for torch
+if TYPE_CHECKING:  # `pathprune --help` imports this module and must not wait for torch
     from torch import Tensor
 
 console = Console(stderr=True)
@@ -23,7 +23,7 @@ class _ImagesPerSecond(ProgressColumn):
 
 
 def image_progress(*, disable: bool = False) -> Progress:
-    """A progress display counted in images, on standard error."""
+    """Return a progress display that counts images."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -39,7 +39,7 @@ def image_progress(*, disable: bool = False) -> Progress:
 
 @dataclass(frozen=True)
 class TrackedBatches:
-    """Re-iterable batches that, while they are gone through, show how many of `num_images` have been worked on."""
+    """Re-iterable batches that show a progress bar of `num_images` while they are iterated."""
 
     batches: Iterable[tuple[Tensor, Tensor]]
     description: str

@@ -50,7 +50,7 @@ def recipe_schema() -> dict[str, Any]:
     definitions = schema["$defs"]
     _define(definitions, "Criterion", definitions["ScoreConfig"]["properties"]["criteria"])
     _define(definitions, "Compensation", schema["properties"]["compensation"])
-    return {"$schema": _DIALECT, "title": "Recipe of pathprune", **schema}
+    return {"$schema": _DIALECT, **schema}
 
 
 def _define(definitions: dict[str, Any], name: str, value: dict[str, Any]) -> None:

@@ -126,7 +126,8 @@ class Registry(Generic[T]):
             options = deepcopy(handler.resolve_ref_schema(handler(cls.__pydantic_core_schema__)))
             options["properties"] = {"name": {"const": name, "description": summary}, **options.get("properties", {})}
             names.append({"const": name, "description": summary})
-            mappings.append({**options, "description": summary, "required": ["name", *options.get("required", ())]})
+            options["required"] = ["name", *options.get("required", ())]
+            mappings.append({**options, "title": f"{name}, with options", "description": summary})
         return {"anyOf": [*names, *mappings]}
 
     def _add(self, name: str, cls: type[Any]) -> None:
