@@ -49,7 +49,7 @@ def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         torch.testing.assert_close(loader_names["load"](folder)(images), model(images), rtol=0, atol=1e-5)
 
 
-def test_the_criterion_that_the_guide_writes_scores_every_neuron() -> None:
+def test_the_criterion_of_the_guide_scores_every_neuron() -> None:
     (code,) = blocks("python", ROOT / "docs" / "comparing.md")
     names: dict[str, Any] = {}
     exec(compile(code, "comparing.md", "exec"), names)
@@ -66,7 +66,7 @@ def test_recipes_and_keys_of_the_commands_exist() -> None:
     )
     assert len(commands) >= 15
     for recipe, rest in commands:
-        if recipe in ("imagenet.yaml", "mine.yaml"):  # the reader's own, copied from those that ship
+        if recipe in ("imagenet.yaml", "mine.yaml"):  # a copy of a shipped recipe
             recipe = "own-checkpoint"
         if rest.count("'") % 2:  # the end of a command in quotes
             rest = rest.rstrip("'")
@@ -75,21 +75,22 @@ def test_recipes_and_keys_of_the_commands_exist() -> None:
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "docs" / "quickstart.ipynb"], ids=lambda page: page.name)
-def test_links_between_the_pages_lead_somewhere(page: Path) -> None:
+def test_links_between_the_pages_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)\s]+)\)|src(?:set)?=\"([^\"]+)\"", text):
         place, _, heading = next(filter(None, target)).partition("#")
         if "://" in place:
             continue
         file = page.parent / place if place else page
-        assert file.exists(), f"{page.name} points to {place}, which is not there"
+        assert file.exists(), f"{page.name} links to {place}, which does not exist"
         assert file.suffix != ".md" or not heading or heading in headings(file), (
-            f"{page.name} points to {place}#{heading}, which is not there"
+            f"{page.name} links to {place}#{heading}, which does not exist"
         )
 
 
 def headings(page: Path) -> list[str]:
-    """The anchors that a page's headings get."""
-    prose = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)  # where `#` is no comment
+    """Return the anchors of a page's headings."""
+    text = page.read_text(encoding="utf-8")
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)  # code comments too start with `#`
     lines = re.findall(r"^#+ (.*)$", prose, flags=re.MULTILINE)
     return [re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in lines]

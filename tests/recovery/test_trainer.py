@@ -37,7 +37,7 @@ def images() -> LabelledImages:
     return read_split(lambda _: rows(range(24)), "train")
 
 
-def fresh_model(seed: int = 0) -> nn.Module:
+def build_vit(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return timm.create_model(
         "vit_tiny_patch16_224", img_size=8, patch_size=4, depth=2, embed_dim=12, num_heads=2, num_classes=3
@@ -55,9 +55,9 @@ def train_tiny(
     accelerator: Accelerator | None = None,
     **changes: Any,
 ) -> tuple[nn.Module, list[dict[str, float]]]:
-    model = model or fresh_model()
+    model = model or build_vit()
     if teacher is None and "distill" in changes:
-        teacher = fresh_model(seed=1)
+        teacher = build_vit(seed=1)
     history = train(
         model,
         images,
@@ -162,7 +162,7 @@ def test_validation_within_an_epoch_can_stop_and_does_not_change_the_training(im
 
 
 def test_distillation_ignores_labels_and_does_not_change_the_teacher(images: LabelledImages) -> None:
-    teacher = fresh_model()
+    teacher = build_vit()
     with torch.no_grad():
         for parameter in teacher.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -180,7 +180,7 @@ def test_layer_decay_slows_the_lower_layers(images: LabelledImages) -> None:
     moved = []
     for decay in (None, 0.01):
         model, _ = train_tiny(images, layer_decay=decay, **no_noise)
-        start = fresh_model().state_dict()
+        start = build_vit().state_dict()
         weights = ("patch_embed.proj.weight", "head.weight")
         moved.append([float((model.state_dict()[name] - start[name]).abs().max()) for name in weights])
     (stem, head), (decayed_stem, decayed_head) = moved
@@ -190,7 +190,7 @@ def test_layer_decay_slows_the_lower_layers(images: LabelledImages) -> None:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_frozen_stem_keeps_its_weights_and_the_rest_is_trained(images: LabelledImages, checkpointing: bool) -> None:
-    start = fresh_model().state_dict()
+    start = build_vit().state_dict()
     model, _ = train_tiny(images, freeze_stem=True, grad_checkpointing=checkpointing, epochs=1)
     kept = {name for name, weight in model.state_dict().items() if torch.equal(weight, start[name])}
     assert kept == {"cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"}
@@ -218,7 +218,7 @@ def test_trackers_log_every_step(images: LabelledImages, tmp_path: Path) -> None
 )
 def test_a_missing_teacher_or_validation_raises(images: LabelledImages, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        train(fresh_model(), images, config=TrainConfig(**BASE | changes), data_config=DATA_CONFIG, num_classes=3)
+        train(build_vit(), images, config=TrainConfig(**BASE | changes), data_config=DATA_CONFIG, num_classes=3)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_training_lowers_the_loss_and_ends_in_eval_mode(images: LabelledImages) 
 def test_two_accumulated_half_batches_equal_one_batch(images: LabelledImages) -> None:
     """Without random augmentation, the mean gradient of two half batches is the gradient of the whole batch."""
     no_noise = {"epochs": 1, "horizontal_flip": 0, "crop_scale": (1, 1), "clip_grad_norm": None, "optimizer": "sgd"}
-    start = fresh_model()
+    start = build_vit()
     whole, _ = train_tiny(images, deepcopy(start), batch_size=24, warmup_epochs=0, **no_noise)
     halves, _ = train_tiny(images, deepcopy(start), batch_size=12, accumulate_steps=2, warmup_epochs=0, **no_noise)
     moved = max((a - b).abs().max() for a, b in zip(whole.parameters(), start.parameters(), strict=True))
@@ -283,7 +283,7 @@ def test_names_unknown_to_timm_raise_in_one_line(images: LabelledImages, setting
 
 
 def test_a_loss_that_is_not_finite_raises(images: LabelledImages) -> None:
-    model = fresh_model()
+    model = build_vit()
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="the loss is nan in epoch 1; lower learning_rate"):
