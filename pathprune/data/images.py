@@ -137,7 +137,7 @@ class _Unreadable(Exception):  # noqa: N818  (a result of checking one image, no
 def _decode(cell: Any) -> PILImage.Image:
     if isinstance(cell, PILImage.Image):
         return cell.convert("RGB")
-    content = _encoded(cell)
+    content = _image_content(cell)
     if not content:
         raise _Unreadable("empty")
     try:
@@ -146,7 +146,7 @@ def _decode(cell: Any) -> PILImage.Image:
         raise _Unreadable(str(error) or type(error).__name__) from error
 
 
-def _encoded(cell: Any) -> bytes | str | None:
+def _image_content(cell: Any) -> bytes | str | None:
     """Return the bytes of an encoded image or the path of its file, or None if there is neither."""
     if isinstance(cell, Mapping):
         return cell.get("bytes") or cell.get("path")
@@ -154,7 +154,7 @@ def _encoded(cell: Any) -> bytes | str | None:
 
 
 def _hash(cell: Any) -> bytes:
-    content = _encoded(cell)
+    content = _image_content(cell)
     if isinstance(content, str):
         file = Path(content)
         content = file.read_bytes() if file.is_file() else None

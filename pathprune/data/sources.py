@@ -59,7 +59,7 @@ def open_source(source: str, *, config: str | None = None, revision: str | None 
         return lambda split: _load(split, source, path=source, name=config, revision=revision)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return lambda split: _slice_saved(split, source, datasets.load_from_disk(str(path)))
-    files = _parquet_splits(path)
+    files = _find_parquet_splits(path)
     if files:
         return lambda split: _load(split, source, path="parquet", data_files=files)
     if path.is_dir():
@@ -72,7 +72,7 @@ def open_source(source: str, *, config: str | None = None, revision: str | None 
     )
 
 
-def _parquet_splits(path: Path) -> dict[str, list[str]]:
+def _find_parquet_splits(path: Path) -> dict[str, list[str]]:
     """Return the parquet files of each split; `train-00000-of-00002.parquet` belongs to the split `train`."""
     if path.is_file():
         return {"train": [str(path)]} if path.suffix == ".parquet" else {}
@@ -125,9 +125,9 @@ def read_split(
     rows = load(split)
     if len(rows) == 0:
         raise DataError(f"split '{split}' has no images")
-    image_column = _column(rows, "image", image_column)
+    image_column = _find_column(rows, "image", image_column)
     if labels != "any" or _is_labelled(rows, label_column):
-        table = _read_labels(rows, _column(rows, "label", label_column), expand_lists=labels == "each")
+        table = _read_labels(rows, _find_column(rows, "label", label_column), expand_lists=labels == "each")
     else:
         table = _LabelTable(np.arange(len(rows)), np.full(len(rows), UNLABELLED), ())
     if isinstance(rows.features[image_column], Image):
@@ -140,7 +140,7 @@ def read_split(
     return LabelledImages(split, rows, table.items, image_column, table.labels, table.class_names)
 
 
-def _column(rows: Dataset, kind: Literal["image", "label"], name: str | None) -> str:
+def _find_column(rows: Dataset, kind: Literal["image", "label"], name: str | None) -> str:
     """Return the given column, or the first one with a usual name; raises `DataError` if there is none."""
     for candidate in [name] if name else _COLUMNS[kind]:
         if candidate in rows.column_names:
@@ -154,7 +154,7 @@ def _is_labelled(rows: Dataset, label_column: str | None) -> bool:
     """Return True if every image has exactly one label."""
     if label_column is None and not set(_COLUMNS["label"]) & set(rows.column_names):
         return False
-    column = _column(rows, "label", label_column)
+    column = _find_column(rows, "label", label_column)
     if isinstance(rows.features[column], List):
         return False
     return all(value is not None and value != -1 for value in rows[column][:])  # -1: missing, in many data sets

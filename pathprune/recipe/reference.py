@@ -130,13 +130,12 @@ def _describe_range(word: str, schema: Schema) -> str:
 def _comment(text: str, *, indent: int = 0) -> Sequence[str]:
     """Return text as comment lines; indented text hangs by two columns."""
     start = "# " + " " * indent
-    return textwrap.wrap(
-        " ".join(text.split()), _WIDTH, initial_indent=start, subsequent_indent=start + (" " * 2 if indent else "")
-    )
+    hanging = start + (" " * 2 if indent else "")
+    words = " ".join(text.split())
+    return textwrap.wrap(words, _WIDTH, initial_indent=start, subsequent_indent=hanging, break_on_hyphens=False)
 
 
 def _to_yaml(value: Any) -> str:
     """Return a value as YAML on one line."""
-    return yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6).strip()[
-        1:-1
-    ]
+    text = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6)
+    return text.strip().removeprefix("[").removesuffix("]")
