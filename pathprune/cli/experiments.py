@@ -150,12 +150,12 @@ def inspect(recipe: Recipe, overrides: Overrides = None, overwrite: Overwrite = 
     and shows the classes that share them and the images that excite their neurons.
     """
     from pathprune.recipe import load_recipe
-    from pathprune.report.inspection import inspection_tables, inspection_words
+    from pathprune.report.inspection import build_inspection_tables, compose_inspection_verdict
     from pathprune.stages.inspection import inspect_recipe
 
     result = inspect_recipe(load_recipe(recipe, overrides or ()), overwrite=overwrite)
     if result.is_main_process:
-        for table in inspection_tables(result.findings):
+        for table in build_inspection_tables(result.findings):
             console.print(table)
-        console.print(inspection_words(result.findings), soft_wrap=True)
+        console.print(compose_inspection_verdict(result.findings), soft_wrap=True)
         print_path("Results", result.page)

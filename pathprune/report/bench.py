@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import FixedLocator, NullLocator
-from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 
 from pathprune.report.page import Cell, Column, Figure, Page, Prose, Section, Table, Tone
 from pathprune.report.rows import BenchRow
+from pathprune.report.terminal import new_terminal_table
 from pathprune.report.theme import INK, figure_style, new_panel, series_style
 
 GOAL = 0.9
@@ -34,7 +34,7 @@ class Setting:
 
 def build_bench_table(rows: Sequence[BenchRow]) -> TerminalTable:
     """Build a terminal table of one line per model, grouped by backend and batch size."""
-    table = TerminalTable(title=_describe_bench(rows), header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = new_terminal_table(_describe_bench(rows))
     for heading in ("backend", "batch", "model"):
         table.add_column(heading, no_wrap=heading != "model")
     for heading in _HEADINGS:

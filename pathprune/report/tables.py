@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -14,6 +13,7 @@ from pathprune.pruning import PrunePlan
 from pathprune.pruning.budget import UNITS
 from pathprune.report.entries import Entry, Results, describe_compensation, describe_criterion
 from pathprune.report.rows import ForwardPasses, VariantRow
+from pathprune.report.terminal import new_terminal_table
 from pathprune.report.wording import describe_budget
 
 
@@ -21,7 +21,7 @@ def build_comparison_table(rows: Sequence[VariantRow]) -> Table:
     """Build a table of one line per variant, grouped by budget; accuracies have their 95 % intervals."""
     timing = rows[0].timing
     batch = f"; latency of a batch of {timing.latency_batch_size} on this device" if timing else ""
-    table = _new_table(f"{rows[0].num_images:,} evaluation images, 95 % intervals{batch}")
+    table = new_terminal_table(f"{rows[0].num_images:,} evaluation images, 95 % intervals{batch}")
     for heading in ("removed", "criterion", "compensation"):
         table.add_column(heading, no_wrap=True)
     for heading in ("top-1 %", "retention %", "params", "MACs", "latency", "speed-up"):
@@ -54,7 +54,7 @@ def build_retention_tables(results: Results) -> list[Table]:
     tables = []
     for budget in results.budgets:
         entries = results.select(budget=budget)
-        table = _new_table(f"{describe_budget(budget)}: top-1 retained, in %; bold: best and ties")
+        table = new_terminal_table(f"{describe_budget(budget)}: top-1 retained, in %; bold: best and ties")
         table.add_column("criterion", no_wrap=True)
         for compensation in results.compensations:
             table.add_column(compensation, justify="right", no_wrap=True)
@@ -92,7 +92,7 @@ def compose_path_verdicts(results: Results) -> list[str]:
 
 def build_work_table(rows: Sequence[VariantRow]) -> Table:
     """Build a table of the cost of pruning: one line per criterion and compensation, for the costliest budget."""
-    table = _new_table("Cost of pruning, in forward passes of one image through the dense model")
+    table = new_terminal_table("Cost of pruning, in forward passes of one image through the dense model")
     steps = tuple(ForwardPasses.model_fields)
     for heading in ("criterion", "compensation"):
         table.add_column(heading, no_wrap=True)
@@ -112,7 +112,7 @@ def build_work_table(rows: Sequence[VariantRow]) -> Table:
 
 def build_plan_table(title: str, plan: PrunePlan) -> Table:
     """Build a table of the neurons that a plan keeps and removes in each block."""
-    table = Table(title=f"{title}: {plan.neurons_removed:.1%} of all MLP neurons removed", header_style="bold")
+    table = new_terminal_table(f"{title}: {plan.neurons_removed:.1%} of all MLP neurons removed")
     for heading in ("site", "block", "width", "kept", "removed"):
         table.add_column(heading, justify="left" if heading == "site" else "right")
     for row in plan.table():
@@ -123,7 +123,7 @@ def build_plan_table(title: str, plan: PrunePlan) -> Table:
 
 def build_mining_cost_table(seconds: Mapping[str, Mapping[int, float]]) -> Table:
     """Build a table of the estimated mining time, by workload and number of devices."""
-    table = Table(title="Estimated mining time on devices like this one", header_style="bold", box=SIMPLE_HEAD)
+    table = new_terminal_table("Estimated mining time on devices like this one")
     table.add_column("images")
     for devices in next(iter(seconds.values())):
         table.add_column(f"{devices} device{'s' if devices > 1 else ''}", justify="right")
@@ -134,7 +134,7 @@ def build_mining_cost_table(seconds: Mapping[str, Mapping[int, float]]) -> Table
 
 def build_export_table(files: Sequence[ExportedFile], *, num_images: int, batch_size: int) -> Table:
     """Build a table of one line per exported file: agreement, size, and latency beside the dense model's."""
-    table = _new_table(
+    table = new_terminal_table(
         f"Exported files compared with the model on {num_images:,} images; CPU latency of a batch of {batch_size}"
     )
     for heading in (
@@ -160,10 +160,6 @@ def build_export_table(files: Sequence[ExportedFile], *, num_images: int, batch_
             _format_spread(file.speedup, file.speedup_spread) if file.speedup and file.speedup_spread else "",
         )
     return table
-
-
-def _new_table(title: str) -> Table:
-    return Table(title=title, header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
 def _format_removed(row: VariantRow) -> str:

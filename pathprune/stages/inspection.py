@@ -37,7 +37,8 @@ from pathprune.mining import METHODS, ClassStats, Tokens, score_paths
 from pathprune.models.adapt import find_device
 from pathprune.progress import TrackedBatches
 from pathprune.recipe import Recipe
-from pathprune.report.inspection import Findings, NeuronView, inspection_page
+from pathprune.report.findings import Findings, NeuronView
+from pathprune.report.inspection import build_inspection_page
 from pathprune.report.page import Picture
 from pathprune.report.render import write_page
 from pathprune.stages.experiment import Experiment, open_experiment
@@ -99,7 +100,7 @@ def inspect_recipe(recipe: Recipe, *, overwrite: bool = False) -> Inspection:
         )
     file = experiment.folder.path / "inspect.html"
     if experiment.folder.main:
-        write_page(inspection_page(findings), file)
+        write_page(build_inspection_page(findings), file)
     return Inspection(findings, file, experiment.folder.main)
 
 

@@ -18,7 +18,8 @@ from pathprune.cli import main
 from pathprune.inspection import PATH_KINDS, Effects, PathMeasure, PathMeasures
 from pathprune.mining import PathSet
 from pathprune.recipe import Recipe
-from pathprune.report.inspection import Findings, effect_table, inspection_words
+from pathprune.report.findings import Findings
+from pathprune.report.inspection import build_effect_table, compose_inspection_verdict
 from pathprune.report.page import Cell
 from pathprune.stages import inspection
 from pathprune.stages.inspection import inspect_recipe, thumbnail
@@ -101,14 +102,15 @@ def findings(path_effect: float, random_effect: float, *, spread: float = 0.01) 
 
 
 def test_an_effect_is_called_one_only_where_its_interval_leaves_zero_out() -> None:
-    assert inspection_words(findings(-0.2, -0.1)).startswith("Removing the located path lowers the probability")
-    assert inspection_words(findings(0.2, 0.1)).startswith("Removing the located path raises the probability")
+    for effects, verb in (((-0.2, -0.1), "lowers"), ((0.2, 0.1), "raises")):
+        sentence = compose_inspection_verdict(findings(*effects))
+        assert sentence.startswith(f"Removing the located path {verb} the class probability by 10.00 points [")
     tie = findings(-0.1, -0.1, spread=0.5)
-    assert "no more than a random path does" in inspection_words(tie)
-    cells = [table.rows[0][1] for table in (effect_table(findings(-0.2, -0.1)), effect_table(tie))]
+    assert "change the class probability alike" in compose_inspection_verdict(tie)
+    cells = [table.rows[0][1] for table in (build_effect_table(findings(-0.2, -0.1)), build_effect_table(tie))]
     assert [cell.tone for cell in cells if isinstance(cell, Cell)] == ["bad", ""]
     assert isinstance(cells[0], Cell)
-    assert cells[0].text == "-20.00"
+    assert cells[0].text == "−20.00"
 
 
 @pytest.mark.parametrize(("size", "expected"), [((8, 8), (64, 64)), ((500, 250), (64, 32)), ((30, 20), (60, 40))])
