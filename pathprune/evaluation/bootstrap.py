@@ -1,8 +1,8 @@
 """Bootstrap confidence intervals over images.
 
-Where images fall into few outcomes (such as the four of two models: both right, one of them right, none right), a
-bootstrap sample of the images is one multinomial draw of the outcomes' counts. No image indices are drawn, so that
-10,000 samples take milliseconds. Means of continuous values need the indices, and take fewer samples.
+If images have few distinct outcomes (for two models: both correct, only the first, only the second, none), a bootstrap
+sample of the images is one multinomial draw of the outcomes' counts. It needs no image indices, and 10,000 samples take
+milliseconds. A mean of continuous values needs image indices, and takes fewer samples.
 """
 
 # N images, R resamples, K outcomes

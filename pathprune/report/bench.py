@@ -155,7 +155,7 @@ def _describe_bench(rows: Sequence[BenchRow]) -> str:
 
 
 def _format_cells(row: BenchRow) -> list[str]:
-    """Format the cells under `_HEADINGS`; those that compare with the dense model are empty for the dense model."""
+    """Format the cells under `_HEADINGS`; the dense model's row has no comparison with the dense model."""
     low, high = row.latency_spread_ms
     return [
         f"{row.latency_ms:.1f} ms",

@@ -1,4 +1,4 @@
-"""Results of a run: its pruned variants, with all seeds of a variant in one entry, and all other data of its page."""
+"""Results of a run as its page needs them, with all seeds of a pruned variant in one entry."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class Results:
 
     @cached_property
     def pairs(self) -> list[Pair]:
-        """Every pair of criteria with equal budget and compensation; each such setting is a family of comparisons.
+        """Every pair of criteria with equal budget and compensation, corrected for the number of these pairs.
 
         A `max-drop` budget has no pairs: its models differ in size, not in accuracy.
         """

@@ -29,7 +29,7 @@ def draw_grid(
 ) -> Figure:
     """Draw cells `[R, C]` shaded from −1 (red) over 0 (no shade) to 1 (blue), each with its label.
 
-    A cell of NaN stays empty. With `x_label`, the column names are ticks of that axis; without, they are vertical.
+    A cell of NaN stays empty. With `x_label`, the column names are ticks of that axis. Without, the names are vertical.
     """
     num_rows, num_columns = shades_RC.shape
     names_height = 0.0 if x_label else _CHARACTER_WIDTH * max(map(len, column_names))

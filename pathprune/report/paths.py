@@ -36,7 +36,7 @@ def build_path_section(stats: ClassStats, paths: PathSet, *, tokens: str) -> Sec
         [
             Prose(
                 f"Paths of {len(paths):,} mined images, {readout}. A path has one neuron per block. The neurons are "
-                "chosen block by block: each neuron, together with those chosen before it, contributes most to the "
+                "chosen block by block: each neuron, together with the neurons before it, contributes most to the "
                 "prediction of the image's class (arXiv 2503.09046)."
             ),
             _build_flow_figure(paths),
@@ -190,8 +190,8 @@ def find_similar_classes(
 ) -> tuple[NDArray[np.float64], list[int]]:
     """Return the classes' similarity `[K, K]` in clustered order, and the indices of these classes.
 
-    The similarity is the cosine of the classes' mass after subtracting the mean over classes. Of more than
-    `max_classes` classes with images, those with the most similar other class are returned.
+    The similarity is the cosine of the classes' mass after subtracting the mean over classes. If more than
+    `max_classes` classes have images, the result has the classes that are most similar to another class.
     """
     classes = (stats.num_images > 0).nonzero().flatten().tolist()
     mass_KW = np.concatenate([means_KW[classes].numpy() for means_KW in stats.means("mass")], axis=1)

@@ -11,7 +11,7 @@ from pathprune.pruning.budget import BudgetKind
 from pathprune.section import Section
 
 ROW_VERSION = 4
-"""Raised when a row's fields change meaning, so that rows stored by older versions are computed again."""
+"""Version of the rows. Increase it when a field changes its meaning, so that stored rows are computed again."""
 
 
 class ForwardPasses(Section):
@@ -132,7 +132,7 @@ class BenchTiming(Section):
     """Latency and memory of one model with one backend and batch size.
 
     Latency is in milliseconds per batch, measured in turns with the dense model. Spreads are first and third
-    quartiles. `peak_bytes` is the peak memory of a forward pass; measured eagerly and None with other backends.
+    quartiles. `peak_bytes` is the peak memory of a forward pass; None for every backend but `eager`.
     """
 
     backend: str

@@ -71,7 +71,7 @@ class Stopwatch:
 
         artifact = TIMINGS.of(widths=sorted(plan_by_name), setting=self.setting)
         timings = self._context.folder.obtain(artifact, measure)
-        return [row.model_copy(update=dict(timings[name])) for name, row in zip(names, rows, strict=True)]
+        return [row.with_timing(timings[name]) for name, row in zip(names, rows, strict=True)]
 
 
 def _timing(result: LatencyResult, ratio: Speedup) -> Timing:

@@ -40,7 +40,8 @@ def fake_results(
     dense = _fake_evaluation(labels, rng.random(num_images) < 0.9, classes)
     evaluations = {"dense": [dense] * len(seeds)}
     plans = {}
-    rows = [_fake_row(dense, dense, seed=seeds[0], variant_id="dense", widths=[width] * num_blocks, latency=latency)]
+    unpruned = _fake_plan(np.random.default_rng(0), 0.0, num_blocks, width)
+    rows = [_fake_row(dense, dense, unpruned, seed=seeds[0], variant_id="dense", latency=latency)]
     for budget in budgets:
         share = budget.amount if budget.kind != "max-drop" else 0.4
         for place, criterion in enumerate(criteria):
@@ -52,25 +53,15 @@ def fake_results(
                 evaluations[id] = [
                     _fake_evaluation(labels, dense.correct & (rng.random(num_images) > lost), classes) for _ in seeds
                 ]
-                for seed, evaluation in zip(seeds, evaluations[id], strict=True):
-                    row = _fake_row(
-                        evaluation,
-                        dense,
-                        seed=seed,
-                        variant_id=id,
-                        widths=[len(kept) for kept in plan.kept.values()],
-                        latency=latency,
-                        criterion=criterion,
-                        compensation=compensation,
-                        budget=budget,
-                        dense_neurons=num_blocks * width,
-                    )
-                    rows.append(row)
+                names = {"criterion": criterion, "compensation": compensation, "variant_id": id}
+                pruned_rows = [
+                    _fake_row(evaluation, dense, plan, seed=seed, latency=latency, budget=budget, **names)
+                    for seed, evaluation in zip(seeds, evaluations[id], strict=True)
+                ]
+                rows += pruned_rows
                 if criterion in recovered:
                     evaluations[f"{id}--recovered"] = [dense] * len(seeds)
-                    recovery = RecoveryRecord(rounds=1, epochs=1, history=[])
-                    best = {"variant_id": f"{id}--recovered", "recovery": recovery, "top1": rows[0].top1}
-                    rows += [row.model_copy(update={**best, "seed": seed}) for seed in seeds]
+                    rows += [_recover(row, top1=rows[0].top1) for row in pruned_rows]
     return Results(
         name="fake",
         rows=rows,
@@ -78,10 +69,7 @@ def fake_results(
         plans=plans,
         mined={"all": fake_paths(classes, num_blocks=num_blocks, width=width)},
         class_names=classes,
-        costs=[
-            CriterionCost(name, 12.0 if name == "path" else None, None, 0.5 * i, 80.0)
-            for i, name in enumerate(criteria)
-        ],
+        costs=[CriterionCost(name, 12.0 if name == "path" else None, None, 0.5, 80.0) for name in criteria],
         model="`model`",
         data="`images`",
         recipe="name: fake\nseed: 0\n",
@@ -114,6 +102,11 @@ def fake_paths(
     return stats, paths
 
 
+def _recover(row: VariantRow, *, top1: float) -> VariantRow:
+    recovery = RecoveryRecord(rounds=1, epochs=1, history=[])
+    return row.model_copy(update={"variant_id": f"{row.variant_id}--recovered", "recovery": recovery, "top1": top1})
+
+
 def _fake_evaluation(labels: np.ndarray, correct: np.ndarray, classes: Sequence[str]) -> Evaluation:
     predictions = np.where(correct, labels, (labels + 1) % len(classes))
     return Evaluation(labels, predictions, (~correct).astype(np.int64), np.where(correct, 0.1, 2.0), len(classes))
@@ -131,17 +124,17 @@ def _fake_plan(rng: np.random.Generator, share: float, num_blocks: int, width: i
 def _fake_row(
     evaluation: Evaluation,
     dense: Evaluation,
+    plan: PrunePlan,
     *,
     seed: int,
     variant_id: str,
-    widths: list[int],
     latency: bool,
     criterion: str | None = None,
     compensation: str | None = None,
     budget: Budget = Budget("neurons", 0.0),  # noqa: B008 (immutable)
-    dense_neurons: int | None = None,
 ) -> VariantRow:
-    kept_share = sum(widths) / (dense_neurons or sum(widths))
+    widths = [len(kept) for kept in plan.kept.values()]
+    kept_share = sum(widths) / sum(plan.widths.values())
     retained = retention(evaluation, dense)
     milliseconds = 20 * kept_share + 10
     timing = Timing(
