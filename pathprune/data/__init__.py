@@ -2,7 +2,7 @@
 
 from pathprune.data.images import SKIPPED, UNLABELLED, DataError, LabelledImages, Transform, evaluation_transform
 from pathprune.data.loaders import load_batches, make_loader
-from pathprune.data.samples import check_labels, refuse_overlap, sample_balanced
+from pathprune.data.samples import check_labels, refuse_overlap, sample_balanced, sample_stratified
 from pathprune.data.sources import Labels, demo_data_folder, open_source, read_split
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "read_split",
     "refuse_overlap",
     "sample_balanced",
+    "sample_stratified",
 ]

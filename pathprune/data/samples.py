@@ -1,11 +1,14 @@
-"""Samples of a split that are balanced over its classes, and checks of labels and of overlap between splits."""
+"""Random samples of a split, and checks of labels and of overlap between splits."""
+
+# N images of a split, K classes among their labels
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pathprune.data.images import UNLABELLED, DataError, LabelledImages
 
@@ -13,25 +16,53 @@ from pathprune.data.images import UNLABELLED, DataError, LabelledImages
 def sample_balanced(
     images: LabelledImages, *, num_images: int | None = None, images_per_class: int | None = None, seed: int
 ) -> LabelledImages:
-    """Return a random sample, balanced over the classes as far as each class has enough images.
+    """Return a random sample in random order, balanced over the classes as far as each class has enough images.
 
-    `num_images` limits the size of the sample, `images_per_class` the number of images of each class; None is no limit.
+    Every prefix of the sample is as balanced as the sample. `num_images` limits the size of the sample,
+    `images_per_class` the number of images of each class; None is no limit.
     """
-    for name, limit in {"num_images": num_images, "images_per_class": images_per_class}.items():
+    _check_limits(images, num_images=num_images, images_per_class=images_per_class)
+    shuffled = np.random.default_rng(seed).permutation(len(images))
+    rank_N = _rank_within_class(images.labels[shuffled])
+    balanced = shuffled[np.argsort(rank_N, kind="stable")]  # the first image of every class, then the second, …
+    if images_per_class is not None:
+        balanced = balanced[: np.count_nonzero(rank_N < images_per_class)]
+    return images.take(balanced[:num_images])
+
+
+def sample_stratified(images: LabelledImages, *, num_images: int | None, seed: int) -> LabelledImages:
+    """Return a random sample with the class proportions of the split, or all images in their order for None.
+
+    Each class gets its exact share rounded down. The classes with the largest remainders get one image more.
+    """
+    _check_limits(images, num_images=num_images)
+    if num_images is None or num_images >= len(images):
+        return images
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(len(images))
+    _, class_of_N, counts_K = np.unique(images.labels[shuffled], return_inverse=True, return_counts=True)
+    quotas_K, remainders_K = np.divmod(num_images * counts_K, len(images))
+    tie_breaker_K = rng.permutation(len(counts_K))
+    largest_first = np.lexsort((tie_breaker_K, -remainders_K))
+    quotas_K[largest_first[: num_images - quotas_K.sum()]] += 1
+    rank_N = _rank_within_class(class_of_N)
+    is_sampled_N = rank_N < quotas_K[class_of_N]
+    return images.take(shuffled[is_sampled_N][np.argsort(rank_N[is_sampled_N], kind="stable")])
+
+
+def _check_limits(images: LabelledImages, **limits: int | None) -> None:
+    for name, limit in limits.items():
         if limit is not None and limit < 1:
             raise DataError(f"{name} is {limit}; give a number of at least 1, or null for all {len(images)} images")
-    if (num_images is None or num_images >= len(images)) and images_per_class is None:
-        return images
-    shuffled = np.random.default_rng(seed).permutation(len(images))
-    labels = images.labels[shuffled]
-    rank = np.empty(len(images), dtype=np.int64)  # position of an image among those of its class
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        rank[members] = np.arange(len(members))
-    balanced = shuffled[np.argsort(rank, kind="stable")]  # the first image of every class, then the second, …
-    if images_per_class is not None:
-        balanced = balanced[: np.count_nonzero(rank < images_per_class)]
-    return images.take(balanced[:num_images])
+
+
+def _rank_within_class(labels_N: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """Return the position of each image among the images of its class."""
+    rank_N = np.empty(len(labels_N), dtype=np.int64)
+    by_class = np.argsort(labels_N, kind="stable")
+    _, counts_K = np.unique(labels_N, return_counts=True)
+    rank_N[by_class] = np.concatenate([np.arange(count) for count in counts_K]) if len(counts_K) else []
+    return rank_N
 
 
 def check_labels(images: LabelledImages, *, num_classes: int) -> None:

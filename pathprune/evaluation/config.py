@@ -10,7 +10,11 @@ from pathprune.section import Section
 class EvaluateConfig(Section):
     """Measurements of accuracy and latency."""
 
-    num_images: int | None = Field(None, ge=1, description="Evaluation images. null: all images of the split.")
+    num_images: int | None = Field(
+        None,
+        ge=1,
+        description="Evaluation images: a random sample with the class proportions of the split. null: all images.",
+    )
     batch_size: int = Field(128, ge=1, description="Images per batch and process.")
     seed: int | None = Field(
         None, ge=0, description="Seed of the sample of evaluation images. null: the recipe's seed."

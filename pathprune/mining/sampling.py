@@ -64,6 +64,8 @@ def sample_for_mining(
         raise DataError(
             f"split '{images.split}' has no images{classes}{correct}; choose other classes or another mining split"
         )
+    if sampling.num_images is None and sampling.images_per_class is None:
+        return pool  # in the split's order, which reads fastest; mining does not depend on the order
     return sample_balanced(pool, num_images=sampling.num_images, images_per_class=sampling.images_per_class, seed=seed)
 
 

@@ -19,7 +19,10 @@ class ScoreConfig(Section):
         description="Criteria to compare. A name, or a mapping with options such as {name: path, reduce: max}.",
     )
     num_images: int | None = Field(
-        512, ge=1, description="Calibration images for statistics and gradients. null: all images of the split."
+        512,
+        ge=1,
+        description="Calibration images for statistics and gradients, balanced over the classes and in random order. "
+        "null: all images of the split.",
     )
     batch_size: int = Field(64, ge=1, description="Calibration images per batch.")
 

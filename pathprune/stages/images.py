@@ -24,6 +24,7 @@ from pathprune.data import (
     read_split,
     refuse_overlap,
     sample_balanced,
+    sample_stratified,
 )
 from pathprune.data.class_names import class_indices, class_name
 from pathprune.progress import TrackedBatches
@@ -71,13 +72,22 @@ class Splits:
         Training images are decoded during training only; the trainer skips unreadable ones.
         """
         if use not in self._sets:
-            recipe = self._recipe
-            num_images = {"calibrate": recipe.score.num_images, "evaluate": recipe.evaluate.num_images}.get(use)
-            seed = recipe.evaluation_seed if use == "evaluate" else recipe.seed
-            images = sample_balanced(self.candidates(use), num_images=num_images, seed=seed)
+            images = self._sample(use)
             is_lazy = use == "train"
             self._sets[use] = ImageSet(images, images.hash_content()) if is_lazy else self.readable(images)
         return self._sets[use]
+
+    def _sample(self, use: Use) -> LabelledImages:
+        """Return the sample of a use.
+
+        Calibration images are in random order: criteria use the first of them, fits validate on every other one.
+        """
+        recipe, images = self._recipe, self.candidates(use)
+        if use == "calibrate":
+            return sample_balanced(images, num_images=recipe.score.num_images, seed=recipe.seed)
+        if use == "evaluate":
+            return sample_stratified(images, num_images=recipe.evaluate.num_images, seed=recipe.evaluation_seed)
+        return images
 
     def candidates(self, use: _Split) -> LabelledImages:
         """Return all images of a use's split that belong to the recipe's classes, nothing decoded."""

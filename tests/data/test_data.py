@@ -22,7 +22,6 @@ from pathprune.data import (
     open_source,
     read_split,
     refuse_overlap,
-    sample_balanced,
 )
 
 
@@ -118,25 +117,6 @@ def test_images_can_be_stored_as_bytes_or_paths(tmp_path: Path) -> None:
         table = datasets.Dataset.from_dict({"image": column, "label": [1]})
         images, hashes = read_split(lambda _, table=table: table, "train").drop_unreadable(max_unreadable=0)
         assert (len(images), len(hashes)) == (1, 1)
-
-
-def test_a_sample_is_balanced_seeded_and_without_duplicates() -> None:
-    images = read_split(lambda _: rows(range(30)), "train")
-    sample = sample_balanced(images, num_images=9, seed=1)
-    assert np.bincount(sample.labels).tolist() == [3, 3, 3]
-    assert len(set(sample.indices)) == 9
-    assert (sample_balanced(images, num_images=9, seed=1).indices == sample.indices).all()
-    assert set(sample_balanced(images, num_images=9, seed=2).indices) != set(sample.indices)
-    assert len(sample_balanced(images, num_images=None, seed=1)) == 30
-
-
-def test_sampling_per_class_takes_all_images_of_a_rare_class() -> None:
-    images = read_split(lambda _: rows([*range(30), 30, 33, 36]), "train")  # 13, 10 and 10 of each class
-    sample = sample_balanced(images.take(np.flatnonzero(images.indices > 20)), images_per_class=5, seed=1)
-    assert np.bincount(sample.labels).tolist() == [5, 3, 3]
-    assert sample.indices.min() > 20
-    with pytest.raises(DataError, match="images_per_class is 0"):
-        sample_balanced(images, images_per_class=0, seed=1)
 
 
 def test_overlapping_splits_are_detected_by_content() -> None:
