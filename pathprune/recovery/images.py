@@ -9,17 +9,19 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import takewhile
+from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from timm.data import create_transform
+from timm.data.transforms import MaybeToTensor, RandomResizedCropAndInterpolation
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from pathprune.data import LabelledImages
+from pathprune.data import LabelledImages, evaluation_transform
 from pathprune.recovery.config import TrainConfig
 from pathprune.recovery.timm_factories import build_with_timm
 
@@ -30,8 +32,11 @@ def derive_seed(*position: int) -> int:
 
 
 def training_transform(data_config: Mapping[str, Any], config: TrainConfig) -> Callable[[Any], Tensor]:
-    """Return timm's training transform with the config's augmentation: image -> normalised `[C, H, W]`."""
-    transform: Callable[[Any], Tensor] = build_with_timm(
+    """Return timm's training transform with the config's augmentation: image -> normalised `[C, H, W]`.
+
+    With `crop_scale` [1, 1], images are cropped as in the evaluation unless `crop_ratio` excludes 1.
+    """
+    transform: Any = build_with_timm(
         "augmentation",
         str(config.auto_augment),
         create_transform,
@@ -44,7 +49,17 @@ def training_transform(data_config: Mapping[str, Any], config: TrainConfig) -> C
         auto_augment=config.auto_augment,
         re_prob=config.random_erasing,
     )
-    return transform
+    keeps_evaluation_crop = config.crop_scale == (1.0, 1.0) and config.crop_ratio[0] <= 1 <= config.crop_ratio[1]
+    if keeps_evaluation_crop and not _evaluates_whole_images(data_config):
+        assert isinstance(transform.transforms[0], RandomResizedCropAndInterpolation), "timm crops first"
+        evaluation: Any = evaluation_transform(data_config)
+        transform.transforms[:1] = takewhile(lambda step: not isinstance(step, MaybeToTensor), evaluation.transforms)
+    return cast(Callable[[Any], Tensor], transform)
+
+
+def _evaluates_whole_images(data_config: Mapping[str, Any]) -> bool:
+    """Return True if the evaluation sees the largest central crop, as timm's random crop of scale 1 does."""
+    return (data_config["crop_pct"], data_config.get("crop_mode", "center")) == (1, "center")
 
 
 @dataclass(frozen=True)

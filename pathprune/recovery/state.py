@@ -43,6 +43,7 @@ class TrainingState:
     average: ModelEmaV3 | None  # exponential moving average of the weights
     scaler: Any  # gradient scaler of float16, or None
     best: BestWeights
+    schedule: Any = None  # a learning rate schedule with a state, or None: other schedules depend on the position alone
     position: Position = field(default_factory=Position)
     sums: Sums = field(default_factory=Sums)
     history: list[Record] = field(default_factory=list)
@@ -55,6 +56,7 @@ class TrainingState:
             "average": self.average.module.state_dict() if self.average else None,
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "best": self.best.state_dict(),
+            "schedule": self.schedule.state_dict() if self.schedule else None,
             "history": self.history,
             "position": vars(self.position),
             "sums": vars(totals),
@@ -73,6 +75,8 @@ class TrainingState:
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
         self.best.load_state_dict(state["best"])
+        if self.schedule:
+            self.schedule.load_state_dict(state["schedule"])
         self.history = list(state["history"])
         self.position = Position(**state["position"])
         self.sums = Sums(**state["sums"]) if is_main_process else Sums()

@@ -16,11 +16,18 @@ from torch import Tensor, nn
 from pathprune.data import SKIPPED, LabelledImages
 from pathprune.progress import image_progress
 from pathprune.recovery.best_weights import BestWeights
+from pathprune.recovery.checks import check_config
 from pathprune.recovery.config import TrainConfig
 from pathprune.recovery.freezing import find_stem_parameters, find_unused_parameters, freeze
 from pathprune.recovery.images import TrainingImages, derive_seed, training_transform
 from pathprune.recovery.losses import TrainingLoss
-from pathprune.recovery.optimization import build_average, build_mixup, build_optimizer, build_scheduler
+from pathprune.recovery.optimization import (
+    build_average,
+    build_mixup,
+    build_optimizer,
+    build_scheduler,
+    mix_images,
+)
 from pathprune.recovery.outputs import OutputModel
 from pathprune.recovery.state import Position, Record, Sums, TrainingState
 
@@ -55,7 +62,7 @@ def train(
     Raises `ValueError` for a config that does not fit the model or the arguments, and `FloatingPointError` if the loss
     is not finite.
     """
-    _check_config(config, model, teacher=teacher, can_validate=validate is not None)
+    check_config(config, model, teacher=teacher, can_validate=validate is not None)
     size = data_config["input_size"]
     frozen = find_unused_parameters(model, input_size=size, logits=config.learns_logits, states=config.learns_states)
     if config.freeze_stem:
@@ -78,20 +85,6 @@ def train(
         trainer.run()
         trainer.finish()
     return trainer.state.history
-
-
-def _check_config(config: TrainConfig, model: nn.Module, *, teacher: nn.Module | None, can_validate: bool) -> None:
-    if config.patch_drop_rate and not hasattr(model, "patch_drop"):
-        raise ValueError(
-            f"patch_drop_rate is {config.patch_drop_rate}, but {type(model).__name__} has no patch_drop; set it to 0"
-        )
-    if config.distill is not None and teacher is None:
-        raise ValueError("distill needs a teacher; set distill.teacher")
-    if not can_validate and (config.patience or config.validate_steps):
-        name = "patience" if config.patience else "validate_steps"
-        raise ValueError(
-            f"{name} is {getattr(config, name)}, but there are no validation images; set data.splits.validation"
-        )
 
 
 class _Trainer:
@@ -119,6 +112,7 @@ class _Trainer:
         if accelerator.scaler:  # an earlier training with this accelerator may have changed its scale
             accelerator.scaler.load_state_dict(type(accelerator.scaler)(accelerator.device.type).state_dict())
         accelerator.gradient_accumulation_steps = config.accumulate_steps
+        accelerator.step = 0  # an earlier training with this accelerator may have ended within a group of batches
         student, prepared_optimizer = accelerator.prepare(
             OutputModel(model, states=config.learns_states, checkpointing=config.grad_checkpointing), optimizer
         )
@@ -131,8 +125,14 @@ class _Trainer:
         self.mixup = build_mixup(config, num_classes=num_classes)
         self.loss = TrainingLoss(config)
         self.state = TrainingState(
-            model, prepared_optimizer, average, accelerator.scaler, best=BestWeights(config.patience)
+            model,
+            prepared_optimizer,
+            average,
+            accelerator.scaler,
+            best=BestWeights(config.patience),
+            schedule=getattr(self.scheduler, "lr_scheduler", None),
         )
+        self._num_images_of_group = 0  # of this process, since the last update
 
     def resume(self) -> None:
         """Continue from the state file of an earlier call, if it exists."""
@@ -188,10 +188,10 @@ class _Trainer:
             for batch, labels in loader:
                 seed = derive_seed(self.images.seed, position.epoch, 2, position.batch)
                 set_seed(seed, device_specific=True)
-                self._step(batch, labels)
+                is_update = self._step(batch, labels)
                 position.batch += 1
                 advance()
-                if self.accelerator.sync_gradients:
+                if is_update:
                     self._after_update(position)
                 if self.state.best.is_patience_exhausted:
                     return
@@ -203,18 +203,20 @@ class _Trainer:
         history = self.state.history
         if not history or history[-1]["updates"] < position.updates:
             self._record(position)
+        if self.scheduler is not None:
+            self.scheduler.step(position.epoch, metric=history[-1].get("top1", -history[-1]["loss"]))
         self._save()
 
-    def _step(self, batch: Tensor, labels: Tensor) -> None:
-        """Add the gradients of one batch, and update the weights after every `accumulate_steps` batches."""
+    def _step(self, batch: Tensor, labels: Tensor) -> bool:
+        """Add the gradients of one batch; return True if the batch is the last of a group and the weights changed."""
         images, targets = batch[labels != SKIPPED], labels[labels != SKIPPED]
-        sums = self.state.sums
-        sums.num_unreadable += len(labels) - len(images)
-        if self.mixup is not None:
-            even = len(images) // 2 * 2  # timm's mixup pairs images
-            images, targets = self.mixup(images[:even], targets[:even])
-        if len(images) == 0:
-            return
+        num_images, sums = len(images), self.state.sums
+        sums.num_unreadable += len(labels) - num_images
+        weight = self._weight_of_batch()
+        if num_images == 0:  # the other processes would wait for this one's gradients
+            images, targets, weight = batch[:1], torch.zeros_like(labels[:1]), 0.0
+        elif self.mixup is not None:
+            images, targets = mix_images(self.mixup, images, targets)
         teacher_output = None
         if self.teacher is not None:
             with torch.no_grad(), self.accelerator.autocast():
@@ -225,16 +227,34 @@ class _Trainer:
             if not torch.isfinite(loss):
                 epoch = self.state.position.epoch + 1
                 raise FloatingPointError(f"the loss is {loss.item()} in epoch {epoch}; lower learning_rate")
-            self.accelerator.backward(loss)
-            if self.accelerator.sync_gradients and self.config.clip_grad_norm is not None:
-                self.accelerator.clip_grad_norm_(self.student.parameters(), self.config.clip_grad_norm)
-            self.state.optimizer.step()
+            self.accelerator.backward(weight * loss)
+            sums.loss, sums.num_images = sums.loss + loss.item() * num_images, sums.num_images + num_images
+            self._num_images_of_group += num_images
+            is_update = self.accelerator.sync_gradients and self._ends_group_with_images()
+            if is_update:
+                if self.config.clip_grad_norm is not None:
+                    self.accelerator.clip_grad_norm_(self.student.parameters(), self.config.clip_grad_norm)
+                self.state.optimizer.step()
             self.state.optimizer.zero_grad()
-        sums.loss, sums.num_images = sums.loss + loss.item() * len(images), sums.num_images + len(images)
-        if self.accelerator.trackers and self.accelerator.sync_gradients:
+        if self.accelerator.trackers and is_update:
             values = {f"loss/{name}": term.item() for name, term in terms.items()}
             values |= {"loss": loss.item(), "learning_rate": self._learning_rate}
             self.accelerator.log(values, step=self.state.position.updates + 1)
+        return is_update
+
+    def _weight_of_batch(self) -> float:
+        """Return the factor that makes the gradient of an incomplete last group the mean over the group's batches.
+
+        Accelerate divides the loss of every batch by `accumulate_steps`.
+        """
+        steps = self.config.accumulate_steps
+        start_of_group = self.state.position.batch // steps * steps
+        return steps / min(steps, self.batches_per_epoch - start_of_group)
+
+    def _ends_group_with_images(self) -> bool:
+        """Return True if any process had a readable image since the last update, and start counting again."""
+        number, self._num_images_of_group = self._num_images_of_group, 0
+        return self._sum_over_processes(number) > 0
 
     def _after_update(self, position: Position) -> None:
         position.updates += 1

@@ -22,6 +22,7 @@ from torch import nn
 from pathprune.data import DataError, LabelledImages, evaluation_transform, read_split
 from pathprune.recovery import RecoverConfig, TrainConfig, train, trainer
 from pathprune.recovery.images import TrainingImages, training_transform
+from pathprune.recovery.optimization import build_mixup, mix_images
 
 BASE: dict[str, Any] = {
     "epochs": 3,
@@ -87,6 +88,7 @@ CHANGES: list[dict[str, Any]] = [
     {"labels": 0, "distill": {"hidden": 0.5}, "layer_decay": 0.7, "grad_checkpointing": True},
     {"freeze_stem": True, "ema_decay": 0.9},
     {"schedule": "none"},
+    {"schedule": "plateau", "warmup_epochs": 1},
 ]
 
 
@@ -225,6 +227,8 @@ def test_a_missing_teacher_or_validation_raises(images: LabelledImages, changes:
     ("changes", "message"),
     [
         ({"labels": 0}, "nothing to learn from"),
+        ({"mixup": 0.2, "batch_size": 1}, "mixup is 0.2 and mixes two images of a batch, but batch_size is 1"),
+        ({"cutmix": 1, "batch_size": 1}, "raise batch_size or set cutmix to 0"),
         ({"distill": {"hidden": 1}, "patch_drop_rate": 0.5}, "set one of them to 0"),
         ({"distill": {"logits": 0}}, "are both 0"),
     ],
@@ -252,6 +256,41 @@ def test_two_accumulated_half_batches_equal_one_batch(images: LabelledImages) ->
         assert (a - b).abs().max() < 0.05 * moved
 
 
+@pytest.mark.parametrize("accumulate_steps", [3, 5])
+def test_an_incomplete_group_of_batches_counts_as_its_batches(images: LabelledImages, accumulate_steps: int) -> None:
+    """Three batches are one group, however many batches a complete group has."""
+    no_noise = {"epochs": 1, "horizontal_flip": 0, "crop_scale": (1, 1), "clip_grad_norm": None, "optimizer": "sgd"}
+    settings = {**no_noise, "warmup_epochs": 0, "schedule": "none"}
+    whole, _ = train_tiny(images, batch_size=24, **settings)
+    group, history = train_tiny(images, batch_size=8, accumulate_steps=accumulate_steps, **settings)
+    assert history[-1]["updates"] == 1
+    moved = max((a - b).abs().max() for a, b in zip(whole.parameters(), fresh_model().parameters(), strict=True))
+    for a, b in zip(whole.parameters(), group.parameters(), strict=True):
+        assert (a - b).abs().max() < 1e-3 * moved
+
+
+@pytest.mark.parametrize("number", [1, 2, 5, 6])
+def test_mixup_mixes_every_image_of_a_batch(number: int) -> None:
+    mixup = build_mixup(TrainConfig(mixup=1.0, label_smoothing=0), num_classes=number)
+    np.random.seed(0)
+    images = torch.eye(number)[:, None, None, :].repeat(1, 3, 1, 1)
+    mixed = mix_images(mixup, images.clone(), torch.arange(number))
+    assert len(mixed.images) == number
+    torch.testing.assert_close(mixed.images[:, 0, 0], mixed.targets)  # the pixels are mixed like the labels
+    assert ((mixed.targets > 0).sum(dim=1) == (1 if number == 1 else 2)).all()
+
+
+def test_updates_without_a_readable_image_do_not_count() -> None:
+    broken = read_split(lambda _: rows(range(12), broken=(3, 7)), "train")
+    start = fresh_model()
+    _, history = train_tiny(broken, epochs=1, batch_size=1, max_unreadable=0.2)
+    assert history[-1]["updates"] == 10
+    unreadable = read_split(lambda _: rows(range(4), broken=range(4)), "train")
+    model, history = train_tiny(unreadable, epochs=1, batch_size=2, max_unreadable=1.0)
+    assert history[-1]["updates"] == 0
+    assert have_equal_weights(model, start)
+
+
 @pytest.mark.parametrize("size", [(20, 20), (30, 20), (20, 30)])
 def test_recovery_trains_on_the_evaluated_crop_except_for_flips(size: tuple[int, int]) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (3, 3, 3), dtype=np.uint8)
@@ -260,6 +299,18 @@ def test_recovery_trains_on_the_evaluated_crop_except_for_flips(size: tuple[int,
     torch.testing.assert_close(crop, evaluation_transform(DATA_CONFIG)(picture), rtol=0, atol=0.1)
     wide_crop = training_transform(DATA_CONFIG, RecoverConfig(horizontal_flip=0, crop_ratio=(2, 2)))(picture)
     assert (wide_crop - crop).abs().max() > 0.5
+
+
+@pytest.mark.parametrize("crop", [{"crop_pct": 0.5}, {"crop_mode": "squash"}, {"crop_pct": 0.8, "crop_mode": "border"}])
+@pytest.mark.parametrize(
+    "config", [RecoverConfig(horizontal_flip=0), TrainConfig(crop_scale=(1, 1), horizontal_flip=0)]
+)
+def test_training_without_random_crops_sees_the_evaluated_crop(config: TrainConfig, crop: dict[str, Any]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    picture, data_config = Image.fromarray(noise), DATA_CONFIG | crop
+    torch.testing.assert_close(
+        training_transform(data_config, config)(picture), evaluation_transform(data_config)(picture), rtol=0, atol=0
+    )
 
 
 def test_unreadable_images_are_skipped() -> None:
