@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers.attention import Attention
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
+from pathprune.models.attention import build_attention_site
 from pathprune.models.mlp import Mlp, find_mlp
-from pathprune.models.seam import AttentionArgs, Block, NeuronSite, UnsupportedModelError, UpProjection
+from pathprune.models.plain_attention import attend, count_rows, is_plain, project
+from pathprune.models.seam import AttentionArgs, AttentionSite, Block, NeuronSite, UnsupportedModelError, UpProjection
 
 
 @dataclass(frozen=True)
@@ -69,22 +70,22 @@ class SequentialBlock:
 
     def read(self, h: Tensor, tokens: Tensor | None) -> Tensor:
         x = self._before_attn(h)
-        if not _is_plain(self._attn):
+        if not is_plain(self._attn):
             return x
-        qkv: Tensor = self._attn.qkv(x) if tokens is None else _project(self._attn, x, slice(1, 3))
+        qkv: Tensor = self._attn.qkv(x) if tokens is None else project(self._attn, x, slice(1, 3))
         return qkv
 
     def open(
         self, h: Tensor, attention_input: Tensor, tokens: Tensor | None, attention_args: AttentionArgs
     ) -> tuple[Tensor, Tensor]:
         h = h if tokens is None else h[:, tokens]
-        if not _is_plain(self._attn):
+        if not is_plain(self._attn):
             attn_output = self._attend(attention_input, tokens, attention_args)
         elif tokens is None:
-            attn_output = _attend(self._attn, *attention_input.chunk(3, dim=2))
+            attn_output = attend(self._attn, *torch.split(attention_input, count_rows(self._attn), dim=2))
         else:
-            q = _project(self._attn, self._before_attn(h), slice(0, 1))
-            attn_output = _attend(self._attn, q, *attention_input.chunk(2, dim=2))
+            q = project(self._attn, self._before_attn(h), slice(0, 1))
+            attn_output = attend(self._attn, q, *torch.split(attention_input, count_rows(self._attn)[1:], dim=2))
         m = h + _apply(self.module, self.parts.after_attn, attn_output)
         return m, self.hidden(m)
 
@@ -98,8 +99,15 @@ class SequentialBlock:
     def residual_scale(self) -> Tensor | None:
         return _multiply_scales(self.mlp.down, (getattr(self.module, name) for name in self.parts.after_mlp))
 
+    def attention_scale(self) -> Tensor | None:
+        return _multiply_scales(self.mlp.down, (getattr(self.module, name) for name in self.parts.after_attn))
+
     def build_site(self, index: int) -> NeuronSite:
         return self.mlp.build_site(f"{self.name}.{self.parts.mlp}", index)
+
+    def build_attention_site(self, index: int) -> AttentionSite:
+        attribute = self.parts.attn.removeprefix("_")  # Swin's `_attn` calls its `attn` on windows
+        return build_attention_site(self.module, attribute, name=f"{self.name}.{attribute}", block=index)
 
     @property
     def _attn(self) -> Any:
@@ -153,6 +161,13 @@ class ParallelMlp:
     def residual_scale(self) -> Tensor | None:
         return None  # the MLP reads another stream than the one it adds to
 
+    def attention_scale(self) -> Tensor | None:
+        return _multiply_scales(self.mlp.down, (self.module.attns[self.place].ls,))
+
+    def build_attention_site(self, index: int) -> AttentionSite:
+        name = f"{self.name}.attns.{self.place}.attn"  # timm builds as many attentions as MLPs
+        return build_attention_site(self.module.attns[self.place], "attn", name=name, block=index)
+
     def build_site(self, index: int) -> NeuronSite:
         return self.mlp.build_site(f"{self.name}.ffns.{self.place}.mlp", index)
 
@@ -188,6 +203,12 @@ class FusedBlock:
 
     def residual_scale(self) -> Tensor | None:
         return _multiply_scales(self.module.mlp_out_proj, (self.module.ls,))
+
+    def attention_scale(self) -> Tensor | None:
+        return self.residual_scale()
+
+    def build_attention_site(self, index: int) -> AttentionSite:
+        raise UnsupportedModelError(f"{self.name} computes attention and MLP in one layer")
 
     def build_site(self, index: int) -> NeuronSite:
         block = self.module
@@ -258,24 +279,3 @@ def _multiply_scales(down: nn.Linear, parts: Iterable[Any]) -> Tensor | None:
         elif part is not None and next(part.parameters(), None) is not None:
             return None
     return scale_D
-
-
-def _is_plain(attn: Any) -> bool:
-    """Return True if `attn` is timm's plain attention in eval mode."""
-    plain = type(attn) is Attention and type(attn.qkv) is nn.Linear and getattr(attn, "gate", None) is None
-    return plain and not attn.training
-
-
-def _project(attn: Any, x: Tensor, parts: slice) -> Tensor:
-    """Compute consecutive parts of the query, key and value projections of a plain attention."""
-    size = attn.qkv.out_features // 3
-    rows = slice(parts.start * size, parts.stop * size)
-    return linear(x, attn.qkv.weight[rows], None if attn.qkv.bias is None else attn.qkv.bias[rows])
-
-
-def _attend(attn: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Run a plain attention in eval mode on its projections."""
-    q, k, v = (x.view(*x.shape[:2], attn.num_heads, -1).transpose(1, 2) for x in (q, k, v))
-    values = scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v, scale=attn.scale)
-    attn_output: Tensor = attn.proj(attn.norm(values.transpose(1, 2).flatten(2)))
-    return attn_output

@@ -42,9 +42,9 @@ class PlainMlp(nn.Module):
         """Remove all neurons but the first `width`, in place."""
         for module in (*self.ups, self.norm):
             if module is not None:
-                _set_parameters(module, weight=module.weight[:width])
-                _set_parameters(module, bias=None if module.bias is None else module.bias[:width])
-        _set_parameters(self.down, weight=self.down.weight[:, :width])
+                set_parameters(module, weight=module.weight[:width])
+                set_parameters(module, bias=None if module.bias is None else module.bias[:width])
+        set_parameters(self.down, weight=self.down.weight[:, :width])
 
     def put_back(self, site: NeuronSite) -> None:
         """Write the copy's parameters into the layers of `site`, in place; `requires_grad` flags are kept."""
@@ -55,19 +55,19 @@ class PlainMlp(nn.Module):
         for layer, cuts in by_layer.items():
             cuts.sort(key=lambda cut: cut[0].start)
             weights = [(up.start, plain.weight) for up, plain in cuts]
-            _set_parameters(layer, weight=_replace_rows(layer.weight, dense_width, weights))
+            set_parameters(layer, weight=_replace_rows(layer.weight, dense_width, weights))
             if layer.bias is not None:
                 biases = [(up.start, plain.bias) for up, plain in cuts]
-                _set_parameters(layer, bias=_replace_rows(layer.bias, dense_width, biases))
+                set_parameters(layer, bias=_replace_rows(layer.bias, dense_width, biases))
             layer.out_features = len(layer.weight)
             for up, plain in cuts:
                 if up.fused is not None:
                     _resize_fused(up.fused, width, None if layer.bias is not None else plain.bias)
         if site.norm is not None:
             assert isinstance(self.norm, nn.LayerNorm)
-            _set_parameters(site.norm, weight=self.norm.weight, bias=self.norm.bias)
+            set_parameters(site.norm, weight=self.norm.weight, bias=self.norm.bias)
             site.norm.normalized_shape = (width,)  # type: ignore[assignment]  # a LayerNorm: find_mlp checks it
-        _set_parameters(site.down, weight=self.down.weight)
+        set_parameters(site.down, weight=self.down.weight)
         site.down.in_features = width
 
 
@@ -113,12 +113,17 @@ def _copy_layer(up: UpProjection, width: int) -> nn.Linear:
     layer = up.layer
     rows = slice(up.start, up.start + width)
     bias = layer.bias[rows] if layer.bias is not None else getattr(up.fused, "mlp_bias", None)
+    return build_linear(layer.weight[rows], bias)
+
+
+def build_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Return a layer with copies of these parameters."""
     # on meta, so that no random numbers are drawn for the initialisation
-    plain = nn.Linear(layer.in_features, width, bias=bias is not None, device="meta", dtype=layer.weight.dtype)
-    plain.weight = nn.Parameter(layer.weight[rows].detach().clone())
+    layer = nn.Linear(weight.shape[1], len(weight), bias=bias is not None, device="meta", dtype=weight.dtype)
+    layer.weight = nn.Parameter(weight.detach().clone())
     if bias is not None:
-        plain.bias = nn.Parameter(bias.detach().clone())
-    return plain
+        layer.bias = nn.Parameter(bias.detach().clone())
+    return layer
 
 
 def _replace_rows(tensor: Tensor, size: int, replacements: Sequence[tuple[int, Tensor]]) -> Tensor:
@@ -134,10 +139,10 @@ def _resize_fused(block: Any, width: int, bias: Tensor | None) -> None:
     """Set the width and the MLP's bias that a fused block stores itself, in place."""
     block.in_split = [width, *block.in_split[1:]]
     if bias is not None:
-        _set_parameters(block, mlp_bias=bias)
+        set_parameters(block, mlp_bias=bias)
 
 
-def _set_parameters(module: nn.Module, **tensors: Tensor | None) -> None:
+def set_parameters(module: nn.Module, **tensors: Tensor | None) -> None:
     """Replace parameters by copies of `tensors`, in place; None leaves a parameter alone, `requires_grad` is kept."""
     for name, tensor in tensors.items():
         if tensor is not None:

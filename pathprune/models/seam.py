@@ -8,13 +8,17 @@ The rest of the package sees a model through `AdaptedModel`. Architecture names 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 AttentionArgs = Mapping[str, Any]
 """Keyword arguments that a block's attention takes besides the states, such as rotary position embeddings."""
+
+SiteKind = Literal["mlp", "attention"]
+Way = Literal["heads", "values", "queries"]
+"""A way to narrow attention: fewer heads, fewer channels of the values, fewer channels of the queries and keys."""
 
 
 class UnsupportedModelError(ValueError):
@@ -43,6 +47,8 @@ class NeuronSite:
     first, then the value.
     """
 
+    kind: ClassVar[SiteKind] = "mlp"
+
     name: str
     block: int
     down: nn.Linear
@@ -53,6 +59,78 @@ class NeuronSite:
     @property
     def width(self) -> int:
         return self.down.in_features
+
+
+class HeadSizes(NamedTuple):
+    """Number of heads, and channels per head: of queries and keys, and of values."""
+
+    num_heads: int
+    query_dim: int
+    value_dim: int
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Consecutive output rows of `layer`, from row `start`, that compute the queries, keys or values of all heads.
+
+    `bias` names the parameter or buffer of the attention that holds their bias; None if `layer` holds it or has none.
+    """
+
+    layer: nn.Linear
+    start: int
+    size: int
+    bias: str | None = None
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """The heads of one block's attention.
+
+    Channel `j` of head `h` is input column `h * sizes.value_dim + j` of the output projection `down` (weight
+    `[D, W]`). The columns of a head form a group. `refusals` gives the reason for each way of narrowing that this
+    attention does not allow.
+    """
+
+    kind: ClassVar[SiteKind] = "attention"
+
+    name: str
+    block: int
+    down: nn.Linear
+    sizes: HeadSizes
+    queries: Projection
+    keys: Projection
+    values: Projection
+    gate: nn.Linear | None  # output row `j` gates channel `j`
+    attention: nn.Module
+    parent: nn.Module  # holds the attention as the attribute `attribute`
+    attribute: str
+    refusals: Mapping[Way, str] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        return self.down.in_features
+
+    @property
+    def groups(self) -> tuple[range, ...]:
+        """Return the columns of each head."""
+        dim = self.sizes.value_dim
+        return tuple(range(head * dim, (head + 1) * dim) for head in range(self.sizes.num_heads))
+
+    def check(self, way: Way) -> None:
+        """Raise `UnsupportedModelError`, naming what is possible, if this attention cannot be narrowed in this way."""
+        if way in self.refusals:
+            allowed = [_WAY_NAMES[each] for each in _WAY_NAMES if each not in self.refusals]
+            raise UnsupportedModelError(
+                f"{self.name}: {_WAY_NAMES[way]} cannot be removed, since {self.refusals[way]}; remove "
+                f"{' or '.join(allowed) or 'MLP neurons only'} instead"
+            )
+
+
+_WAY_NAMES: Mapping[Way, str] = {
+    "heads": "heads",
+    "values": "channels of the values",
+    "queries": "channels of the queries and keys",
+}
 
 
 class Block(Protocol):
@@ -68,7 +146,12 @@ class Block(Protocol):
 
     def residual_scale(self) -> Tensor | None: ...
 
+    def attention_scale(self) -> Tensor | None: ...
+
     def build_site(self, index: int) -> NeuronSite: ...
+
+    def build_attention_site(self, index: int) -> AttentionSite:
+        """Return the site of the block's attention; raise `UnsupportedModelError` if it cannot be narrowed."""
 
 
 class Trunk(Protocol):
@@ -88,6 +171,10 @@ class Trunk(Protocol):
 
     @property
     def input_size(self) -> tuple[int, int, int] | None: ...
+
+    @property
+    def attention_refusals(self) -> Mapping[Way, str]:
+        """Return the ways in which no attention of the model can be narrowed, with the reasons."""
 
     def stem(self, images: Tensor) -> Tensor: ...
 
@@ -112,6 +199,8 @@ class AdaptedModel:
     model: nn.Module
     family: str
     sites: tuple[NeuronSite, ...]  # one per block
+    attention_sites: tuple[AttentionSite, ...]  # one per block, or none if the attention cannot be narrowed
+    attention_refusal: str | None  # why there are none
     readout: tuple[int, ...]  # positions of the tokens that the head reads; empty if it pools over all tokens
     num_classes: int  # 0 without a classifier
     input_size: tuple[int, int, int] | None  # channels, height, width of the model's images; None if unknown
@@ -124,10 +213,13 @@ class AdaptedModel:
         blocks = trunk.find_blocks()
         if not blocks:
             raise UnsupportedModelError("it has no blocks")
+        attention_sites, attention_refusal = _build_attention_sites(trunk, blocks)
         return cls(
             model=trunk.model,
             family=trunk.family,
             sites=tuple(block.build_site(index) for index, block in enumerate(blocks)),
+            attention_sites=attention_sites,
+            attention_refusal=attention_refusal,
             readout=trunk.readout,
             num_classes=trunk.num_classes,
             input_size=trunk.input_size,
@@ -183,6 +275,18 @@ class AdaptedModel:
         """
         return self._blocks[index].residual_scale()
 
+    def attention_scale(self, index: int) -> Tensor | None:
+        """Return the factors `[D]` by which block `index` multiplies the output of its attention.
+
+        None if the block does more than multiply, such as a norm after its attention.
+        """
+        return self._blocks[index].attention_scale()
+
+    def check_attention(self) -> None:
+        """Raise `UnsupportedModelError` with the reason if no attention of the model can be narrowed."""
+        if self.attention_refusal is not None:
+            raise UnsupportedModelError(f"the attention of this {self.family} stays whole: {self.attention_refusal}")
+
     def head(self, h: Tensor) -> Tensor:
         """Return the logits of the last block's output: of all tokens, or of the tokens in `readout` in their order."""
         return self._trunk.head(h)
@@ -190,3 +294,13 @@ class AdaptedModel:
     def refresh(self) -> AdaptedModel:
         """Return a view of the same model with its fields read again, as needed after surgery."""
         return AdaptedModel.of(self._trunk)
+
+
+def _build_attention_sites(trunk: Trunk, blocks: tuple[Block, ...]) -> tuple[tuple[AttentionSite, ...], str | None]:
+    """Return the sites of all blocks, or no sites and the reason."""
+    try:
+        sites = [block.build_attention_site(index) for index, block in enumerate(blocks)]
+    except UnsupportedModelError as error:
+        return (), str(error)
+    refusals = trunk.attention_refusals
+    return tuple(replace(site, refusals={**refusals, **site.refusals}) for site in sites), None

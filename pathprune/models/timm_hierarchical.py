@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,15 @@ from pathprune.models.blocks import (
     find_all,
     find_sequential,
 )
-from pathprune.models.seam import AdaptedModel, AttentionArgs, Block, NeuronSite, UnsupportedModelError
+from pathprune.models.seam import (
+    AdaptedModel,
+    AttentionArgs,
+    AttentionSite,
+    Block,
+    NeuronSite,
+    UnsupportedModelError,
+    Way,
+)
 
 
 @dataclass(frozen=True)
@@ -33,8 +42,14 @@ class _WrappedBlock:
     def residual_scale(self) -> Tensor | None:
         return self.inner.residual_scale()
 
+    def attention_scale(self) -> Tensor | None:
+        return self.inner.attention_scale()
+
     def build_site(self, index: int) -> NeuronSite:
         return self.inner.build_site(index)
+
+    def build_attention_site(self, index: int) -> AttentionSite:
+        return self.inner.build_attention_site(index)
 
 
 @dataclass(frozen=True)
@@ -60,6 +75,10 @@ class _Stages:
 
     model: Any
     readout: tuple[int, ...] = ()
+
+    @property
+    def attention_refusals(self) -> Mapping[Way, str]:
+        return {}
 
     @property
     def num_classes(self) -> int:

@@ -7,15 +7,17 @@ They share the names of their parts. They differ in their position embeddings an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pathprune.models.attention import ROTARY
 from pathprune.models.blocks import find_all
 from pathprune.models.grid import check_grid, find_grid
-from pathprune.models.seam import AdaptedModel, AttentionArgs, Block, UnsupportedModelError
+from pathprune.models.seam import AdaptedModel, AttentionArgs, Block, UnsupportedModelError, Way
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class _Columnar:
             return ()
         return (0, 1) if getattr(model, "dist_token", None) is not None else (0,)
 
+    @property
+    def attention_refusals(self) -> Mapping[Way, str]:
+        return {}
+
     def stem(self, images: Tensor) -> Tensor:
         model = self.model
         h: Tensor = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
@@ -67,6 +73,10 @@ class _Beit(_Columnar):
 
     family: str = "timm Beit"
 
+    @property
+    def attention_refusals(self) -> Mapping[Way, str]:
+        return {} if self.model.rel_pos_bias is None else {"heads": "all blocks share the biases of their positions"}
+
     def stem(self, images: Tensor) -> Tensor:
         model = self.model
         patches = model.patch_embed(images)
@@ -84,6 +94,15 @@ class _Eva(_Columnar):
     """A model with rotary positions, computed from the grid of patches."""
 
     family: str = "timm Eva"
+
+    @property
+    def attention_refusals(self) -> Mapping[Way, str]:
+        if self.model.rope is None:
+            return {}
+        return {
+            "queries": ROTARY,
+            **({"heads": "each has rotary positions of its own"} if self.model.rope_mixed else {}),
+        }
 
     def stem(self, images: Tensor) -> Tensor:
         model = self.model

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pathprune.models.blocks import find_all
 from pathprune.models.grid import Grid, check_grid, find_grid
-from pathprune.models.seam import AdaptedModel, AttentionArgs, Block, UnsupportedModelError
+from pathprune.models.seam import AdaptedModel, AttentionArgs, Block, UnsupportedModelError, Way
 
 _OUTPUTS = ("logits", "image_embeds", "pooler_output")  # by preference
 _LAYERS = ("layers", "encoder.layer", "encoder.layers", "model.layer")
@@ -98,6 +98,10 @@ class _Tower:
     @property
     def input_size(self) -> tuple[int, int, int] | None:
         return read_input_size(self.model)
+
+    @property
+    def attention_refusals(self) -> Mapping[Way, str]:
+        return {}
 
     def stem(self, images: Tensor) -> Tensor:
         tower = self._tower
