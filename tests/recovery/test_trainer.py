@@ -264,7 +264,7 @@ def test_an_incomplete_group_of_batches_counts_as_its_batches(images: LabelledIm
     whole, _ = train_tiny(images, batch_size=24, **settings)
     group, history = train_tiny(images, batch_size=8, accumulate_steps=accumulate_steps, **settings)
     assert history[-1]["updates"] == 1
-    moved = max((a - b).abs().max() for a, b in zip(whole.parameters(), fresh_model().parameters(), strict=True))
+    moved = max((a - b).abs().max() for a, b in zip(whole.parameters(), build_vit().parameters(), strict=True))
     for a, b in zip(whole.parameters(), group.parameters(), strict=True):
         assert (a - b).abs().max() < 1e-3 * moved
 
@@ -282,7 +282,7 @@ def test_mixup_mixes_every_image_of_a_batch(number: int) -> None:
 
 def test_updates_without_a_readable_image_do_not_count() -> None:
     broken = read_split(lambda _: rows(range(12), broken=(3, 7)), "train")
-    start = fresh_model()
+    start = build_vit()
     _, history = train_tiny(broken, epochs=1, batch_size=1, max_unreadable=0.2)
     assert history[-1]["updates"] == 10
     unreadable = read_split(lambda _: rows(range(4), broken=range(4)), "train")
