@@ -16,7 +16,7 @@ from pathprune.report.theme import INK, figure_style, new_panel, series_style
 
 GOAL = 0.9
 """Share of the saving in multiply-accumulates that the speed-up should reach."""
-_HEADINGS = ("latency", "quartiles", "images/s", "peak memory", "MACs", "speed-up", "MAC saving", "realised")
+_HEADINGS = ("latency", "quartiles", "images/s", "memory", "MACs", "speed-up", "MAC saving", "realised")
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def _build_section(rows: Sequence[BenchRow]) -> Section:
     settings = [Setting.of(row) for row in rows]
     starts = frozenset(index for index in range(1, len(rows)) if settings[index] != settings[index - 1])
     table = Table(
-        "Median latency of a batch, with quartiles; the models took turns. Speed-up and MAC saving: dense over pruned. "
-        "Realised: speed-up over MAC saving.",
+        "Median latency of a batch, with quartiles; the models took turns. Memory: peak of a forward pass. Speed-up "
+        "and MAC saving: dense over pruned. Realised: speed-up over MAC saving.",
         [
             *(Column(name, is_number=name == "batch") for name in ("model", "backend", "batch")),
             *map(Column, _HEADINGS),
