@@ -13,6 +13,7 @@ from pathprune.models.adapt import adapt
 from pathprune.pruning import make_plan, prune
 from pathprune.scoring import ActivationStatistics, Moments, ScoringContext, score
 from pathprune.scoring.surgeon import find_removal_order
+from tests.scoring.surgeon_reference import find_removal_order_slowly
 
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
 
@@ -61,6 +62,72 @@ def test_each_removal_adds_the_least_error_after_refitting(seed: int) -> None:
         assert column == min(rest, key=lambda other: error_without([*removed, other]))
         assert error == pytest.approx(error_without([*removed, column]) - (error_without(removed) if removed else 0))
         removed.append(column)
+
+
+DELAYS = (1, 7, 16, 128)
+CASES = {
+    "full-rank": lambda draw: (draw(10, 40), draw(120, 40) @ draw(40, 40)),
+    "fewer-rows-than-columns": lambda draw: (draw(10, 40), draw(12, 40)),
+    "low-rank": lambda draw: (draw(10, 40), draw(120, 8) @ draw(8, 40)),
+    "low-rank-weights": lambda draw: (draw(10, 1) @ draw(1, 40), draw(120, 40) @ draw(40, 40)),
+    "dead-outputs": lambda draw: (draw(10, 40) * (torch.arange(40) % 3 > 0), draw(120, 40) @ draw(40, 40)),
+    "constant-neurons": lambda draw: (draw(10, 40), draw(120, 40).index_fill(1, torch.arange(0, 40, 4), 2.0)),
+    "one-output": lambda draw: (draw(1, 40), draw(120, 40)),
+    "one-neuron": lambda draw: (draw(10, 1), draw(120, 1)),
+}
+
+
+def draw_rows(case: str, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the weights `[D, W]` of a case, and the covariance `[W, W]` of its rows."""
+    generator = torch.Generator().manual_seed(seed)
+    weight_DW, rows = CASES[case](lambda *shape: torch.randn(*shape, generator=generator, **DOUBLE))
+    return weight_DW, torch.cov(rows.T, correction=0).reshape(rows.shape[1], rows.shape[1])
+
+
+@pytest.mark.parametrize("delay", DELAYS)
+@pytest.mark.parametrize("ridge", [1e-3, 1e-6])
+@pytest.mark.parametrize("case", CASES)
+def test_delayed_updates_give_the_order_of_updates_after_each_removal(case: str, ridge: float, delay: int) -> None:
+    for seed in range(3):
+        weight_DW, covariance = draw_rows(case, seed)
+        arguments = weight_DW.clone(), covariance.clone()
+        penalty = ridge * float(covariance.diagonal().mean())
+        order, error = find_removal_order(weight_DW, covariance, penalty=penalty, delay=delay)
+        expected_order, expected_error = find_removal_order_slowly(weight_DW, covariance, penalty=penalty)
+        assert torch.equal(order, expected_order)
+        torch.testing.assert_close(error, expected_error, rtol=1e-7, atol=1e-9 * float(expected_error.max()))
+        assert torch.equal(weight_DW, arguments[0])
+        assert torch.equal(covariance, arguments[1])
+
+
+@pytest.mark.parametrize("delay", DELAYS)
+def test_equal_uncorrelated_neurons_are_removed_from_the_first_to_the_last(delay: int) -> None:
+    order, error = find_removal_order(torch.ones(3, 40, **DOUBLE), torch.eye(40, **DOUBLE), penalty=0.5, delay=delay)
+    assert order.tolist() == list(range(40))
+    assert error.tolist() == [4.5] * 40
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0], ids=["equal", "opposite"])
+@pytest.mark.parametrize("delay", DELAYS)
+def test_neurons_with_a_twin_are_ordered_as_by_updates_after_each_removal(delay: int, sign: float) -> None:
+    weight_DW, covariance = draw_case(0, width=20)
+    weight_DW, covariance = torch.cat([weight_DW, sign * weight_DW], dim=1), covariance.repeat(2, 2)
+    penalty = 1e-3 * float(covariance.diagonal().mean())
+    order, error = find_removal_order(weight_DW, covariance, penalty=penalty, delay=delay)
+    expected_order, expected_error = find_removal_order_slowly(weight_DW, covariance, penalty=penalty)
+    # rounding decides which twin goes first, and the order of twins whose outputs cancel
+    num_different = 40 if sign > 0 else 20
+    assert torch.equal(order[:num_different] % 20, expected_order[:num_different] % 20)
+    torch.testing.assert_close(error, expected_error, rtol=1e-7, atol=1e-9 * float(expected_error.max()))
+
+
+@pytest.mark.parametrize("delay", DELAYS)
+def test_all_errors_together_are_the_penalised_output_energy(delay: int) -> None:
+    weight_DW, covariance = draw_rows("low-rank", seed=0)
+    penalty = 1e-8 * float(covariance.diagonal().mean())
+    _, error = find_removal_order(weight_DW, covariance, penalty=penalty, delay=delay)
+    energy = torch.trace(weight_DW @ (covariance + penalty * torch.eye(40, **DOUBLE)) @ weight_DW.T)
+    assert float(error.sum()) == pytest.approx(float(energy), rel=1e-6)
 
 
 def test_scores_follow_the_order_and_least_squares_equals_the_updates() -> None:
