@@ -147,6 +147,16 @@ def group_tokens(attention: Any, x: Tensor) -> Tensor:
     return group_mask_units(attention, x) if getattr(attention, "use_mask_unit_attn", False) else x
 
 
+def read_projection(attention: nn.Module, projection: Projection) -> tuple[Tensor, Tensor | None]:
+    """Return the weight and the bias of a projection."""
+    rows = slice(projection.start, projection.start + projection.size)
+    layer = projection.layer
+    if projection.bias is None:
+        return layer.weight[rows], None if layer.bias is None else layer.bias[rows]
+    # the keys' bias is a buffer of zeros, since softmax ignores a constant added to all keys
+    return layer.weight[rows], dict(attention.named_parameters(recurse=False)).get(projection.bias)
+
+
 def list_head_parameters(attention: Any) -> list[tuple[nn.Module, str, int]]:
     """Return the parameters with one entry per head besides the projections: module, name, dimension of the heads."""
     found: list[tuple[nn.Module, str, int]] = []

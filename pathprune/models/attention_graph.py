@@ -10,6 +10,7 @@ before.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from pathprune.models.attention import is_scaled, list_head_parameters, set_sizes
+from pathprune.models.attention import is_scaled, list_head_parameters, read_projection, set_sizes
 from pathprune.models.graph import build_linear, set_parameters
 from pathprune.models.linear import exact_bias, exact_weight
 from pathprune.models.seam import AttentionSite, HeadSizes, Projection
@@ -30,7 +31,9 @@ class PlainAttention(nn.Module):
 
     def __init__(self, site: AttentionSite) -> None:
         super().__init__()
-        self.queries, self.keys, self.values = (_copy_projection(site.attention, each) for each in _projections(site))
+        self.queries, self.keys, self.values = (
+            build_linear(*read_projection(site.attention, each)) for each in _projections(site)
+        )
         self.gate = None if site.gate is None else build_linear(site.gate.weight, site.gate.bias)
         self.down = build_linear(site.down.weight, site.down.bias)
 
@@ -133,12 +136,19 @@ def narrow_attention(site: AttentionSite, heads: Sequence[int], bases: Attention
         traced.group_values(list(_columns(kept, cut, sizes.value_dim))).prune()
     if bases.queries is not None:
         query_dim = bases.queries.queries.shape[1]
-        factor = (query_dim / sizes.query_dim) ** 0.5 if is_scaled(site.attention) else 1.0
-        _change_rows(plain.queries, factor * bases.queries.queries)
+        _change_rows(plain.queries, scale_queries(site, query_dim) * bases.queries.queries)
         _change_rows(plain.keys, bases.queries.keys)
         cut = range(query_dim, sizes.query_dim)
         traced.group_queries(list(_columns(kept, cut, sizes.query_dim))).prune()
     plain.put_back(site, heads=heads, sizes=HeadSizes(len(heads), query_dim, value_dim))
+
+
+def scale_queries(site: AttentionSite, query_dim: int) -> float:
+    """Return the factor of the query weights that keeps the logits' scale when the head size becomes `query_dim`.
+
+    Logits are divided by the square root of the head size, or are cosines.
+    """
+    return math.sqrt(query_dim / site.sizes.query_dim) if is_scaled(site.attention) else 1.0
 
 
 def resize_attention(site: AttentionSite, sizes: HeadSizes) -> None:
@@ -165,19 +175,6 @@ def _check(site: AttentionSite, heads: Sequence[int], bases: AttentionBases) -> 
 
 def _projections(site: AttentionSite) -> tuple[Projection, Projection, Projection]:
     return site.queries, site.keys, site.values
-
-
-def _copy_projection(attention: nn.Module, projection: Projection) -> nn.Linear:
-    """Return the projection as a layer of its own, with a copy of its weights."""
-    rows = slice(projection.start, projection.start + projection.size)
-    layer = projection.layer
-    bias: Tensor | None
-    if projection.bias is not None:
-        # the keys' bias is a buffer of zeros, since softmax ignores a constant added to all keys
-        bias = dict(attention.named_parameters(recurse=False)).get(projection.bias)
-    else:
-        bias = None if layer.bias is None else layer.bias[rows]
-    return build_linear(layer.weight[rows], bias)
 
 
 def _set_bias(attention: nn.Module, name: str, plain: nn.Linear) -> None:

@@ -168,8 +168,14 @@ class NarrowPooledAttention(NarrowAttention):
         self.q_stride, self.window_size = attention.q_stride, attention.window_size
         self.use_mask_unit_attn = attention.use_mask_unit_attn
 
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        queries, keys, values = super().split(x)
+        if not self.use_mask_unit_attn:
+            return queries, keys, values
+        return group_mask_units(self, queries), group_mask_units(self, keys), group_mask_units(self, values)
+
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self._split_heads(group_mask_units(self, x) if self.use_mask_unit_attn else x)
+        q, k, v = self._split_heads(x)
         if self.q_stride > 1:
             q = q.reshape(*q.shape[:-2], self.q_stride, -1, q.shape[-1]).amax(-3)
         mixed = self._attend(q.contiguous(), k.contiguous(), v.contiguous())

@@ -1,4 +1,4 @@
-"""Plans of the neurons to keep, and the narrower models that they lead to."""
+"""Plans of the neurons and heads to keep, and the narrower models that they lead to."""
 
 from pathprune.pruning.budget import Budget, BudgetError, Cost
 from pathprune.pruning.compensation import (
@@ -12,7 +12,7 @@ from pathprune.pruning.compensation import (
 from pathprune.pruning.damage import measure_damage
 from pathprune.pruning.least_squares import LeastSquares
 from pathprune.pruning.masking import mask_neurons
-from pathprune.pruning.plan import PlanRow, PrunePlan
+from pathprune.pruning.plan import HeadPlan, PlanRow, PrunePlan
 from pathprune.pruning.plan_ladder import PlanLadder, build_plan_ladder, make_plan
 from pathprune.pruning.removal import prune
 from pathprune.pruning.rules import WidthRules
@@ -25,6 +25,7 @@ __all__ = [
     "Compensation",
     "CompensationContext",
     "Cost",
+    "HeadPlan",
     "LeastSquares",
     "MeanShift",
     "NoCompensation",

@@ -8,7 +8,8 @@ A compensation is a frozen config, registered by name, like a criterion. Its cal
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from pathprune.models.linear import exact_bias, exact_weight
 from pathprune.models.seam import AdaptedModel
+from pathprune.pruning.attention import NarrowedHeads
 from pathprune.pruning.plan import PrunePlan
 from pathprune.scoring.batches import Batches
 from pathprune.scoring.registry import RegisteredConfig, Registry
@@ -29,6 +31,7 @@ class CompensationContext:
     - dense: the model before pruning.
     - plan: the plan that led from the dense to the pruned model.
     - statistics: activation statistics of the dense model.
+    - narrowed: heads and bases of the attention that the plan narrowed, by site name.
     - batches: re-iterable calibration images `(images [B, C, H, W], labels [B])`.
     - seed: seed of all random choices.
     """
@@ -37,6 +40,7 @@ class CompensationContext:
     plan: PrunePlan
     statistics: ActivationStatistics | None = None
     batches: Batches = ()
+    narrowed: Mapping[str, NarrowedHeads] = field(default_factory=dict)
     seed: int = 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -39,10 +40,11 @@ def keep_all(sites: Sequence[NeuronSite]) -> PrunePlan:
 
 
 def compose_plans(first: PrunePlan, then: PrunePlan) -> PrunePlan:
-    """Return one plan that removes the neurons of two successive plans.
+    """Return one plan that removes the neurons and heads of two successive plans.
 
-    Columns of `then` count the neurons that `first` keeps. Columns of the result count the neurons of the model that
-    `first` is for. Raises ValueError if `then` is for other widths than `first` leaves.
+    Columns of `then` count the neurons that `first` keeps, and its heads count the heads that `first` keeps. Columns
+    and heads of the result count those of the model that `first` is for. Raises ValueError if `then` is for other
+    widths than `first` leaves.
     """
     left = {name: len(kept) for name, kept in first.kept.items()}
     if left != dict(then.widths):
@@ -51,4 +53,8 @@ def compose_plans(first: PrunePlan, then: PrunePlan) -> PrunePlan:
             "plan for the pruned model"
         )
     kept = {name: columns[then.kept[name]] for name, columns in first.kept.items()}
-    return PrunePlan(kept=kept, widths=first.widths, blocks=first.blocks)
+    attention = {**then.attention, **first.attention}
+    for name in first.attention.keys() & then.attention.keys():
+        before, after = first.attention[name], then.attention[name]
+        attention[name] = replace(after, sizes=before.sizes, heads=before.heads[after.heads])
+    return PrunePlan(kept=kept, widths=first.widths, blocks=first.blocks, attention=attention)

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Annotated, ClassVar, Literal
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pathprune.models.linear import exact_bias, exact_weight
 from pathprune.models.seam import AdaptedModel
+from pathprune.pruning.attention import NarrowedHeads, map_rows
 from pathprune.pruning.compensation import (
     Compensation,
     CompensationContext,
@@ -64,18 +65,20 @@ class Sequential(Compensation):
     @torch.no_grad()
     def __call__(self, pruned: AdaptedModel, context: CompensationContext) -> None:
         dense = context.dense
-        first = next((row.block for row in context.plan.table() if row.kept < row.width), len(dense.sites))
-        scales = {block: _get_residual_scale(dense, block) for block in range(first, len(dense.sites))}
-        if not scales:
+        first = context.plan.first_block
+        if first is None:
             return
+        scales = {block: _get_residual_scale(dense, block) for block in range(first, len(dense.sites))}
+        narrowings = _map_narrow_layers(dense, context.narrowed)
+        narrowed_blocks = {site.block for site in dense.attention_sites if site.name in context.narrowed}
         weights = compute_token_weights(dense, context.batches, seed=context.seed) if self.token_weights else None
         streams = Streams(dense, pruned, block=first, batches=context.batches)
         undetermined = []
         for block, scale_D in scales.items():
             if block > first:
                 streams.advance()
-                if self.refit_attention:
-                    self._fit_attention(pruned, streams)
+            if self.refit_attention and (block > first or block in narrowed_blocks):
+                self._fit_attention(pruned, streams, narrowings)
             site = pruned.sites[block]
             if self._fit(site.down, streams.collect_down_moments(weights), scale_D):
                 undetermined.append(block)
@@ -83,12 +86,17 @@ class Sequential(Compensation):
             reconstruct(site, inputs, targets, scale_D=scale_D, epochs=self.reconstruct, seed=context.seed)
         warn_about_undetermined_fits(self, undetermined)
 
-    def _fit_attention(self, pruned: AdaptedModel, streams: Streams) -> None:
-        """Refit, in place, the linear layers that run before the hidden activations of the streams' block."""
+    def _fit_attention(self, pruned: AdaptedModel, streams: Streams, narrowings: Mapping[str, Tensor]) -> None:
+        """Refit, in place, the linear layers that run before the hidden activations of the streams' block.
+
+        Narrow layers are fitted to the dense outputs in the bases of the channels that stay.
+        """
         for name in streams.list_attention_layers():
             layer, scale_D = pruned.model.get_submodule(name), streams.measure_stream_scale(name)
             assert isinstance(layer, nn.Linear)
-            halves = streams.collect_layer_moments(name, is_residual=scale_D is not None)
+            halves = streams.collect_layer_moments(
+                name, is_residual=scale_D is not None, narrowing=narrowings.get(name)
+            )
             self._fit(layer, halves, torch.ones(layer.out_features).double() if scale_D is None else scale_D)
 
     def _fit(self, layer: nn.Linear, halves: Sequence[Moments], scale_D: Tensor) -> bool:
@@ -133,3 +141,14 @@ def _get_residual_scale(dense: AdaptedModel, block: int) -> Tensor:
             f"{block} of this {dense.family} has another form; use least-squares"
         )
     return scale_D.cpu().to(torch.float64)
+
+
+def _map_narrow_layers(dense: AdaptedModel, narrowed: Mapping[str, NarrowedHeads]) -> dict[str, Tensor]:
+    """Return the matrices by which narrowing multiplied the outputs of the dense model's layers, by layer name."""
+    names = {module: name for name, module in dense.model.named_modules()}
+    return {
+        names[layer]: rows
+        for site in dense.attention_sites
+        if site.name in narrowed
+        for layer, rows in map_rows(site, narrowed[site.name]).items()
+    }

@@ -111,19 +111,23 @@ class Streams:
         error = (added_RD - scale_D * out_RD).norm() / added_RD.norm().clamp(min=tiny)
         return scale_D if float(error) < _ROUNDING else None
 
-    def collect_layer_moments(self, layer: str, *, is_residual: bool = False) -> list[Moments]:
+    def collect_layer_moments(
+        self, layer: str, *, is_residual: bool = False, narrowing: Tensor | None = None
+    ) -> list[Moments]:
         """Return moments of a linear layer's inputs and targets, rows `[I + O]`, from each half of the images.
 
         The layer runs before the block's hidden activations. Inputs are those in the pruned model. Targets are the
         layer's outputs in the dense model. With `is_residual`, targets are what the pruned block must add to its input
-        state to reach the dense model's state before the MLP. Covariances are `[I + O, I]`.
+        state to reach the dense model's state before the MLP. `narrowing` `[O, dense O]` maps the dense outputs to
+        those of a narrower layer. Covariances are `[I + O, I]`.
         """
 
         def run(state: _BlockStates) -> tuple[Tensor, Tensor]:
             inputs_BTI, _ = self._run_to(self._pruned, layer, state.pruned)
             if is_residual:
                 return inputs_BTI, (state.dense_before_mlp - state.pruned).to(self._device)
-            return inputs_BTI, self._run_to(self._dense, layer, state.dense)[1]
+            outputs_BTO = self._run_to(self._dense, layer, state.dense)[1]
+            return inputs_BTI, outputs_BTO if narrowing is None else outputs_BTO @ narrowing.to(outputs_BTO).T
 
         return self._collect_moments(run)
 

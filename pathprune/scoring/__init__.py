@@ -1,5 +1,6 @@
 """Scores of neurons, from neuron paths, calibration statistics or torch-pruning's importances."""
 
+from pathprune.scoring.attention_statistics import AttentionStatistics, HeadMoments, collect_attention_statistics
 from pathprune.scoring.criteria import (
     Criterion,
     ScoringContext,
@@ -32,10 +33,12 @@ from pathprune.scoring.yardsticks import Energy, Snip, Wanda
 
 __all__ = [
     "ActivationStatistics",
+    "AttentionStatistics",
     "BrainSurgeon",
     "Criterion",
     "Energy",
     "Fpgm",
+    "HeadMoments",
     "Hessian",
     "Lamp",
     "MagnitudeL1",
@@ -54,6 +57,7 @@ __all__ = [
     "Variance",
     "VarianceWeighted",
     "Wanda",
+    "collect_attention_statistics",
     "collect_statistics",
     "get_criterion",
     "list_criteria",
