@@ -3,10 +3,10 @@
 Names are imported when first used, so that `pathprune --help` does not wait for torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pathprune._version import __version__ as __version__
+from pathprune.lazy import import_on_use
 
 if TYPE_CHECKING:
     from pathprune.mining import ClassStats, MinedPaths, PathSet, locate_paths
@@ -19,21 +19,8 @@ if TYPE_CHECKING:
     from pathprune.pruning import PrunePlan, make_plan, prune
     from pathprune.recipe import Recipe, RecipeError, load_recipe
     from pathprune.scoring import ActivationStatistics, Criterion, ScoresImportance, ScoringContext, collect_statistics
-
-_HOMES = {
-    "pathprune.mining": ("ClassStats", "MinedPaths", "PathSet", "locate_paths"),
-    "pathprune.models.adapt": ("adapt",),
-    "pathprune.models.checkpoint": ("load_pruned", "save_pruned"),
-    "pathprune.models.hub": ("push_to_hub",),
-    "pathprune.models.loading": ("load_model",),
-    "pathprune.models.seam": ("AdaptedModel", "NeuronSite", "UnsupportedModelError"),
-    "pathprune.pipeline": ("RunResult", "run_recipe"),
-    "pathprune.pruning": ("PrunePlan", "make_plan", "prune"),
-    "pathprune.recipe": ("Recipe", "RecipeError", "load_recipe"),
-    "pathprune.scoring": (
-        *("ActivationStatistics", "Criterion", "ScoresImportance", "ScoringContext", "collect_statistics"),
-    ),
-}
+else:
+    __getattr__ = import_on_use(__name__)
 
 __all__ = [
     "ActivationStatistics",
@@ -62,13 +49,6 @@ __all__ = [
     "run_recipe",
     "save_pruned",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(home), name)
-    raise AttributeError(f"module 'pathprune' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -11,8 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from pathprune.pruning import list_compensations
+from pathprune.scoring import list_criteria
+
 _scratch = tempfile.TemporaryDirectory(prefix="pathprune-tests-")
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": _scratch.name, "MPLCONFIGDIR": _scratch.name}
+
+
+# tests forget a third party's criteria by restoring the registries, which must hold the built-in ones before
+list_criteria()
+list_compensations()
 
 
 @pytest.fixture(autouse=True)

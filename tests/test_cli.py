@@ -163,6 +163,15 @@ def test_recipes_can_be_listed_shown_validated_and_copied(
     assert invoke(monkeypatch, "recipes", "copy", "reference", str(tmp_path / "mine.yaml")) == 2
 
 
+def test_placeholders_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["recipes", "validate"], ["run"]):
+        assert invoke(monkeypatch, *command, "own-checkpoint") == 2
+        assert "model.name is still the placeholder 'path/to/checkpoint-folder'" in capsys.readouterr().err
+        assert invoke(monkeypatch, *command, "own-checkpoint", "model.name=demo") == 2
+        assert "data.source is still the placeholder 'path/to/data'" in capsys.readouterr().err
+    assert invoke(monkeypatch, "recipes", "validate", "own-checkpoint", "model.name=demo", "data.source=demo") == 0
+
+
 def test_recipes_schema_prints_the_schema_as_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-Recipe = Annotated[
+if TYPE_CHECKING:
+    from pathprune.recipe import Recipe
+
+RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="YAML file, or name of a shipped recipe (see: pathprune recipes list).")
 ]
 Overrides = Annotated[
@@ -17,3 +20,12 @@ Overwrite = Annotated[
     bool,
     typer.Option("--overwrite", help="Use the run folder even if it holds another recipe's results; keep shared ones."),
 ]
+
+
+def read_recipe(name: str, overrides: list[str] | None) -> Recipe:
+    """Load a recipe to run; refuse mistakes and missing paths before anything slow is imported."""
+    from pathprune.recipe import load_recipe
+
+    recipe = load_recipe(name, overrides or ())
+    recipe.check_paths()
+    return recipe

@@ -11,7 +11,7 @@ import typer
 from rich.syntax import Syntax
 from rich.table import Table
 
-from pathprune.cli.arguments import Overrides, Recipe
+from pathprune.cli.arguments import Overrides, RecipeName
 from pathprune.cli.console import console
 
 
@@ -25,7 +25,7 @@ def list_recipes() -> None:
     console.print(table)
 
 
-def show_recipe(recipe: Recipe, overrides: Overrides = None) -> None:
+def show_recipe(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Print a recipe file; with overrides, print the resulting recipe with all defaults."""
     from pathprune.recipe import find_recipe, load_recipe
 
@@ -37,11 +37,14 @@ def show_recipe(recipe: Recipe, overrides: Overrides = None) -> None:
         sys.stdout.write(text)
 
 
-def validate_recipe(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Check the keys and values of a recipe without running it."""
+def validate_recipe(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Check the keys and values of a recipe without running it.
+
+    Refuses placeholders that were left in place, too.
+    """
     from pathprune.recipe import load_recipe
 
-    load_recipe(recipe, overrides or ())
+    load_recipe(recipe, overrides or ()).check_placeholders()
     console.print(f"{recipe}: valid")
 
 

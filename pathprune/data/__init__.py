@@ -1,9 +1,16 @@
 """Labelled images: data sources, splits, samples and batches."""
 
-from pathprune.data.images import SKIPPED, UNLABELLED, DataError, LabelledImages, Transform, evaluation_transform
-from pathprune.data.loaders import load_batches, make_loader
-from pathprune.data.samples import check_labels, refuse_overlap, sample_balanced, sample_stratified
-from pathprune.data.sources import Labels, demo_data_folder, open_source, read_split
+from typing import TYPE_CHECKING
+
+from pathprune.lazy import import_on_use
+
+if TYPE_CHECKING:
+    from pathprune.data.images import SKIPPED, UNLABELLED, DataError, LabelledImages, Transform, evaluation_transform
+    from pathprune.data.loaders import load_batches, make_loader
+    from pathprune.data.samples import check_labels, refuse_overlap, sample_balanced, sample_stratified
+    from pathprune.data.sources import Labels, demo_data_folder, open_source, read_split
+else:
+    __getattr__ = import_on_use(__name__)
 
 __all__ = [
     "SKIPPED",

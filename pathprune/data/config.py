@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from pathprune.section import Section
+
+# suffixes of files; hub names may contain dots, so that any other suffix can be part of one
+_FILES = (".parquet", ".arrow", ".csv", ".json", ".jsonl", ".zip", ".tar", ".gz", ".npz")
+
+
+def is_missing(source: str) -> bool:
+    """Return True if a data source can only be a path, at which there is nothing: it is no name on the hub."""
+    path = Path(source).expanduser()
+    is_path = source.startswith((".", "/", "~")) or path.suffix.lower() in _FILES or source.count("/") > 1
+    return is_path and not path.exists()
+
+
+def explain_missing(source: str) -> str:
+    """Return the error for a missing data source."""
+    return f"data source '{source}' does not exist; give a folder, a parquet file, a hub name or 'demo'"
 
 
 class SplitsConfig(Section):
@@ -43,3 +60,8 @@ class DataConfig(Section):
     num_workers: int = Field(
         0, ge=0, description="Processes that decode images. 0: decode in the main process; for photographs try 4 to 8."
     )
+
+    def check_paths(self) -> None:
+        """Raise ValueError if the source is a path at which there is nothing."""
+        if is_missing(self.source):
+            raise ValueError(explain_missing(self.source))

@@ -19,14 +19,12 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image, List, ReadInstruct
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
+from pathprune.data.config import explain_missing, is_missing
 from pathprune.data.images import UNLABELLED, DataError, LabelledImages
 
 Labels = Literal["one", "each", "any"]
 
 _COLUMNS = {"image": ("image", "img", "pixel_values", "jpg", "png"), "label": ("label", "labels", "fine_label", "cls")}
-
-# suffixes of a missing file; hub names may contain dots, so that any other suffix can be part of one
-_FILES = (".parquet", ".arrow", ".csv", ".json", ".jsonl", ".zip", ".tar", ".gz", ".npz")
 
 _MINE_UNLABELLED = "mine unlabelled images with mine.targets=prediction"
 
@@ -52,10 +50,8 @@ def open_source(source: str, *, config: str | None = None, revision: str | None 
     """
     path = demo_data_folder() if source == "demo" else Path(source).expanduser()
     if not path.exists():
-        if source.startswith((".", "/", "~")) or path.suffix.lower() in _FILES or source.count("/") > 1:
-            raise DataError(
-                f"data source '{source}' does not exist; give a folder, a parquet file, a hub name or 'demo'"
-            )
+        if is_missing(source):
+            raise DataError(explain_missing(source))
         return lambda split: _load(split, source, path=source, name=config, revision=revision)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return lambda split: _slice_saved(split, source, datasets.load_from_disk(str(path)))

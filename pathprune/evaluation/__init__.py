@@ -1,12 +1,19 @@
 """Evaluation of models: accuracy with intervals, agreement, cost, latency and memory."""
 
-from pathprune.evaluation.bootstrap import Interval
-from pathprune.evaluation.cost import count_macs, count_params, mlp_mac_share, neuron_cost, size_on_disk
-from pathprune.evaluation.evaluator import Evaluation, check_same_images, evaluate_model
-from pathprune.evaluation.intervals import PairedComparison, Retention, compare, retention, top1_ci
-from pathprune.evaluation.latency import LatencyResult, Speedup, measure_latency, speedup
-from pathprune.evaluation.significance import Pair, compare_all, mean_retention
-from pathprune.evaluation.work import MacCounter
+from typing import TYPE_CHECKING
+
+from pathprune.lazy import import_on_use
+
+if TYPE_CHECKING:
+    from pathprune.evaluation.bootstrap import Interval
+    from pathprune.evaluation.cost import count_macs, count_params, mlp_mac_share, neuron_cost, size_on_disk
+    from pathprune.evaluation.evaluator import Evaluation, check_same_images, evaluate_model
+    from pathprune.evaluation.intervals import PairedComparison, Retention, compare, retention, top1_ci
+    from pathprune.evaluation.latency import LatencyResult, Speedup, measure_latency, speedup
+    from pathprune.evaluation.significance import Pair, compare_all, mean_retention
+    from pathprune.evaluation.work import MacCounter
+else:
+    __getattr__ = import_on_use(__name__)
 
 __all__ = [
     "Evaluation",

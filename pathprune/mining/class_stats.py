@@ -7,13 +7,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pathprune.files import write_atomically
+from pathprune.mining.choices import STATISTICS
 from pathprune.mining.mined_paths import MinedPaths, normalize_rows, split_layers
 from pathprune.mining.records import (
     Description,
@@ -23,9 +23,6 @@ from pathprune.mining.records import (
     write_description,
 )
 from pathprune.mining.stored_sums import StoredSums, write_sums
-
-Statistic = Literal["count", "mass", "published-mass"]
-STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
 
 
 @dataclass

@@ -7,10 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from pathprune.data.class_names import ClassKey
-from pathprune.mining.locate import Method
+from pathprune.mining.choices import ClassSource, Method, Rule
 from pathprune.mining.objective_config import ObjectiveConfig
-from pathprune.mining.quadrature import Rule
-from pathprune.mining.sampling import ClassSource
 from pathprune.section import AsTuple, Section, as_word
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 
-from pathprune.mining.quadrature import Quadrature, Rule, build_quadrature
-
-Tokens = Literal["class", "all"]
-TOKENS: tuple[Tokens, ...] = get_args(Tokens)
+from pathprune.mining.choices import Rule, Tokens
+from pathprune.mining.quadrature import Quadrature, build_quadrature
 
 _DEFAULT_NODES: dict[Tokens, tuple[int, int]] = {"class": (4, 4), "all": (6, 12)}  # nodes, first_nodes
 

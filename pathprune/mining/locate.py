@@ -7,24 +7,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from pathprune.mining import baselines
 from pathprune.mining.attribution import JointAttribution, promote_to_float32
+from pathprune.mining.choices import METHODS, TOKENS, Method, Rule, Tokens
 from pathprune.mining.clean_pass import resolve_classes, run_clean_pass
-from pathprune.mining.integral import TOKENS, Integral, Tokens, resolve_nodes
+from pathprune.mining.integral import Integral, resolve_nodes
 from pathprune.mining.mined_paths import MinedPaths, normalize_rows
 from pathprune.mining.objectives import Objective, ObjectiveFunction, resolve_objective
-from pathprune.mining.quadrature import Quadrature, Rule
+from pathprune.mining.quadrature import Quadrature
 from pathprune.models.adapt import evaluating, find_device
 from pathprune.models.precision import mixed_precision
 from pathprune.models.seam import AdaptedModel
-
-Method = Literal["jas", "activation", "influence-pattern"]
-METHODS: tuple[Method, ...] = get_args(Method)
 
 
 @torch.no_grad()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from pathprune.mining.objectives import ClassProbability, CleanCosine, LabelProbability, Objective
-from pathprune.mining.zero_shot import ZeroShot
 from pathprune.section import Section
+
+if TYPE_CHECKING:
+    from pathprune.mining.objectives import Objective
 
 
 class ObjectiveConfig(Section):
@@ -50,6 +51,9 @@ class ObjectiveConfig(Section):
 
     def build(self) -> Objective:
         """Return the objective. Raises `ValueError` if the head's file is unusable."""
+        from pathprune.mining.objectives import ClassProbability, CleanCosine, LabelProbability
+        from pathprune.mining.zero_shot import ZeroShot
+
         if self.head is not None:
             return ZeroShot.load(self.head)
         objectives: dict[str, Objective] = {

@@ -4,14 +4,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Rule = Literal["gauss-legendre", "left-riemann"]
-RULES: tuple[Rule, ...] = get_args(Rule)
+from pathprune.mining.choices import RULES, Rule
 
 
 class Quadrature(NamedTuple):

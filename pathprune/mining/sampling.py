@@ -7,16 +7,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pathprune.data import SKIPPED, DataError, LabelledImages, sample_balanced
+from pathprune.mining.choices import ClassSource
 
 PREDICTION_BLOCK = 1024  # images predicted before the next check that every class has its share
-
-ClassSource = Literal["label", "prediction"]
 
 Predict = Callable[[LabelledImages], NDArray[np.int64]]
 """Images -> predicted class of each image, int64 `[N]`; `SKIPPED` for an unreadable image."""

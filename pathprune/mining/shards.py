@@ -25,7 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pathprune.files import write_atomically
-from pathprune.mining.class_stats import STATISTICS, ClassStats, add_counts, save_stats
+from pathprune.mining.choices import STATISTICS
+from pathprune.mining.class_stats import ClassStats, add_counts, save_stats
 from pathprune.mining.path_set import PathSet
 from pathprune.mining.records import Settings
 

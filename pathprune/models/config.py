@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, JsonValue, field_validator
@@ -20,6 +21,28 @@ _DATA_CONFIG: dict[str, JsonValue] = {
     "crop_pct": {"type": "number"},
     "crop_mode": {"enum": ["center", "squash", "border"]},
 }
+
+
+def is_path(name: str) -> bool:
+    """Return True if a model's name can only be a folder's path: not a name of timm or of the hub."""
+    if name.startswith("hf-hub:"):
+        return False
+    return name.startswith(("local-dir:", ".", "~")) or "/" in name or "\\" in name
+
+
+def to_folder(name: str) -> Path:
+    """Return the folder that a model's name means, if it means one."""
+    return Path(name.removeprefix("local-dir:")).expanduser()
+
+
+def explain_missing_folder(name: str) -> str:
+    """Return the error for a model's name that is the path of a file or of nothing."""
+    folder = to_folder(name)
+    if folder.is_file():
+        return f"{folder} is a file; pass the model's timm name, and the file as checkpoint"
+    on_hub = name.count("/") == 1 and not name.startswith(("local-dir:", ".", "~", "/"))
+    hint = f"for a model on the hub write hf-hub:{name}" if on_hub else "pass an existing folder"
+    return f"folder {folder} does not exist; {hint}"
 
 
 class ModelConfig(Section):
@@ -51,6 +74,13 @@ class ModelConfig(Section):
         description="Preprocessing, if the checkpoint does not define it: " + ", ".join(_DATA_CONFIG) + ".",
         json_schema_extra={"properties": _DATA_CONFIG, "additionalProperties": False},
     )
+
+    def check_paths(self) -> None:
+        """Raise ValueError if the model's folder or its weights do not exist."""
+        if is_path(self.name) and not to_folder(self.name).is_dir():
+            raise ValueError(explain_missing_folder(self.name))
+        if self.checkpoint is not None and not Path(self.checkpoint).expanduser().exists():
+            raise ValueError(f"checkpoint {self.checkpoint} does not exist; pass an existing file or folder")
 
     @field_validator("data_config")
     @classmethod

@@ -1,4 +1,4 @@
-"""Parameters of linear layers in float64."""
+"""Parameters of linear layers: read in float64, and replaced in place."""
 
 # D outputs, W inputs
 
@@ -19,3 +19,13 @@ def exact_bias(layer: nn.Linear) -> Tensor:
     if bias is None:
         return torch.zeros(layer.out_features, dtype=torch.float64)
     return bias.detach().cpu().to(torch.float64)
+
+
+def set_weight(layer: nn.Linear, weight_DW: Tensor) -> None:
+    """Replace the weight in place; dtype, device and `requires_grad` stay."""
+    layer.weight = nn.Parameter(weight_DW.to(layer.weight), requires_grad=layer.weight.requires_grad)
+
+
+def set_bias(layer: nn.Linear, bias_D: Tensor) -> None:
+    """Replace or add the bias in place, with the dtype, device and `requires_grad` of the weight."""
+    layer.bias = nn.Parameter(bias_D.to(layer.weight), requires_grad=layer.weight.requires_grad)

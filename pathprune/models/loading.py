@@ -15,7 +15,7 @@ from torch import nn
 from pathprune.models.adapt import adapt
 from pathprune.models.architecture import Architecture, explain_unknown_name, read_class_names, read_data_config
 from pathprune.models.checkpoint import load_pruned
-from pathprune.models.config import ModelConfig
+from pathprune.models.config import ModelConfig, explain_missing_folder, is_path, to_folder
 from pathprune.models.hub import fetch_config, fetch_if_pruned
 from pathprune.models.pruned_config import CONFIG_FILE, is_pruned_folder
 from pathprune.models.timm_load import load_timm
@@ -129,15 +129,10 @@ def _find_folder(name: str) -> Path | None:
         return DEMO_FOLDER
     if name.startswith("hf-hub:"):
         return fetch_if_pruned(name)
-    path = Path(name.removeprefix("local-dir:")).expanduser()
-    is_path = name.startswith(("local-dir:", ".", "~")) or "/" in name or "\\" in name
-    if is_path or (path.is_dir() and not is_model(name)):
-        if path.is_file():
-            raise CheckpointError(f"{path} is a file; pass the model's timm name, and the file as checkpoint")
+    path = to_folder(name)
+    if is_path(name) or (path.is_dir() and not is_model(name)):
         if not path.is_dir():
-            on_hub = name.count("/") == 1 and not name.startswith(("local-dir:", ".", "~", "/"))
-            hint = f"for a model on the hub write hf-hub:{name}" if on_hub else "pass an existing folder"
-            raise CheckpointError(f"folder {path} does not exist; {hint}")
+            raise CheckpointError(explain_missing_folder(name))
         return path
     return None
 

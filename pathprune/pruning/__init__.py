@@ -1,23 +1,27 @@
 """Plans of the neurons and heads to keep, and the narrower models that they lead to."""
 
-from pathprune.pruning.budget import Budget, BudgetError, Cost
-from pathprune.pruning.compensation import (
-    Compensation,
-    CompensationContext,
-    MeanShift,
-    NoCompensation,
-    list_compensations,
-    parse_compensation,
-)
-from pathprune.pruning.damage import measure_damage
-from pathprune.pruning.least_squares import LeastSquares
-from pathprune.pruning.masking import mask_neurons
-from pathprune.pruning.plan import HeadPlan, PlanRow, PrunePlan
-from pathprune.pruning.plan_ladder import PlanLadder, build_plan_ladder, make_plan
-from pathprune.pruning.removal import prune
-from pathprune.pruning.rules import WidthRules
-from pathprune.pruning.sequential import Sequential
-from pathprune.pruning.surgery import apply_plan
+from typing import TYPE_CHECKING
+
+from pathprune.lazy import import_on_use
+
+if TYPE_CHECKING:
+    from pathprune.pruning.budget import Budget, BudgetError, Cost
+    from pathprune.pruning.built_in_compensations import LeastSquares, MeanShift, NoCompensation, Sequential
+    from pathprune.pruning.compensation import (
+        Compensation,
+        CompensationContext,
+        list_compensations,
+        parse_compensation,
+    )
+    from pathprune.pruning.damage import measure_damage
+    from pathprune.pruning.masking import mask_neurons
+    from pathprune.pruning.plan import HeadPlan, PlanRow, PrunePlan
+    from pathprune.pruning.plan_ladder import PlanLadder, build_plan_ladder, make_plan
+    from pathprune.pruning.removal import prune
+    from pathprune.pruning.rules import WidthRules
+    from pathprune.pruning.surgery import apply_plan
+else:
+    __getattr__ = import_on_use(__name__)
 
 __all__ = [
     "Budget",

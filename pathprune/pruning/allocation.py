@@ -63,12 +63,6 @@ class _UniformStep(NamedTuple):
     low: int
 
 
-def list_allowed_widths(width: int, *, round_to: int, min_width: int) -> list[int]:
-    """Return the dense width and all smaller multiples of `round_to` that are at least `min_width`, ascending."""
-    smallest = math.ceil(min_width / round_to) * round_to
-    return [*range(smallest, width, round_to), width]
-
-
 def build_uniform_ladder(allowed: Mapping[str, Sequence[int]], *, fixed: Mapping[str, int]) -> Ladder:
     """Return the ladder that removes the same share of every site.
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from pathprune.pruning.allocation import Ladder
+if TYPE_CHECKING:
+    from pathprune.pruning.allocation import Ladder
 
 CostKind = Literal["params", "macs"]
 """A cost that is a sum over modules."""

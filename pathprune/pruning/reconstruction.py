@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 
 from pathprune.models.graph import PlainMlp
+from pathprune.models.linear import set_bias
 from pathprune.models.seam import NeuronSite
-from pathprune.pruning.compensation import set_bias
 
 _HELD_OUT = 8  # one image of so many is held out
 _MAX_TOKENS = 32768  # of one MLP's training: more tokens cost time and change the fit little

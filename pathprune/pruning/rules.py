@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-from pathprune.models.seam import NeuronSite
-from pathprune.pruning.allocation import list_allowed_widths
+if TYPE_CHECKING:  # a recipe has rules and must load without torch
+    from pathprune.models.seam import NeuronSite
 
 Scope = Literal["uniform", "global"]
 Normalize = Literal["none", "mean", "damage"]
@@ -55,6 +56,12 @@ class WidthRules:
                 f"1 … {site.width}, or exclude the block"
             )
         return list_allowed_widths(site.width, round_to=self.round_to, min_width=self.min_width)
+
+
+def list_allowed_widths(width: int, *, round_to: int, min_width: int) -> list[int]:
+    """Return the dense width and all smaller multiples of `round_to` that are at least `min_width`, ascending."""
+    smallest = math.ceil(min_width / round_to) * round_to
+    return [*range(smallest, width, round_to), width]
 
 
 def check_ratio(name: str, ratio: float) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pathprune.recipe.recipe import Recipe, RecipeError
+from pathprune.recipe.error import RecipeError
+from pathprune.recipe.recipe import Recipe
 from pathprune.recipe.shipped import find_recipe
 
 

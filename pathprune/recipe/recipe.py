@@ -14,17 +14,15 @@ from pathprune.evaluation.config import EvaluateConfig
 from pathprune.inspection.config import InspectConfig
 from pathprune.mining.config import MineConfig
 from pathprune.models.config import ModelConfig
-from pathprune.pruning import parse_compensation
-from pathprune.pruning.compensation import CompensationSpec
+from pathprune.pruning.compensation import CompensationSpec, parse_compensation
 from pathprune.pruning.config import PruneConfig
+from pathprune.recipe.error import RecipeError
 from pathprune.recovery.config import RecoverConfig, TrainConfig
-from pathprune.scoring import parse_criterion
 from pathprune.scoring.config import ScoreConfig
+from pathprune.scoring.criteria import parse_criterion
 from pathprune.section import AsTuple, Section, as_word, refuse_duplicates
 
-
-class RecipeError(ValueError):
-    """Recipe that cannot be used; the message has one line per problem."""
+_PLACEHOLDER = "path/to/"
 
 
 class CompareConfig(Section):
@@ -132,6 +130,30 @@ class Recipe(Section):
                         f"recover.{key}: '{name}' is not in the recipe; choose from all, {', '.join(present)}"
                     )
         return self
+
+    def check_paths(self) -> None:
+        """Raise `RecipeError` for a placeholder that was left in place, and for a local path that does not exist.
+
+        Reads no file, so that a command can refuse a mistake before it waits for anything.
+        """
+        self.check_placeholders()
+        teachers = [section.distill.teacher for section in (self.train, self.recover) if section and section.distill]
+        try:
+            self.model.check_paths()
+            self.data.check_paths()
+            for teacher in filter(None, teachers):
+                ModelConfig(name=teacher).check_paths()
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
+        head = self.mine.objective.head if self.mine.objective else None
+        if head is not None and not Path(head).expanduser().is_file():
+            raise RecipeError(f"mine.objective.head: file {head} does not exist")
+
+    def check_placeholders(self) -> None:
+        """Raise `RecipeError` if the model or the data is still the placeholder of a shipped recipe."""
+        for key, value in {"model.name": self.model.name, "data.source": self.data.source}.items():
+            if value.startswith(_PLACEHOLDER) and not Path(value).exists():
+                raise RecipeError(f"{key} is still the placeholder '{value}'; give your own with {key}=…")
 
     @property
     def folder(self) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pathprune.files import write_text
-from pathprune.recipe.recipe import RecipeError
+from pathprune.recipe.error import RecipeError
 
 SCHEMA_FILE = "recipe.schema.json"
 SCHEMA_COMMENT = f"# yaml-language-server: $schema=./{SCHEMA_FILE}"  # the first line of every recipe, for editors

@@ -13,14 +13,24 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pathprune.mining import ClassStats, Tokens
-from pathprune.models.seam import AdaptedModel
-from pathprune.scoring.batches import Batches
 from pathprune.scoring.registry import RegisteredConfig, Registry
-from pathprune.scoring.scores import Scores, validate_scores
-from pathprune.scoring.statistics import ActivationStatistics
+
+if TYPE_CHECKING:  # a recipe names criteria and must load without torch
+    from pathprune.mining import ClassStats, Tokens
+    from pathprune.models.seam import AdaptedModel
+    from pathprune.scoring.batches import Batches
+    from pathprune.scoring.scores import Scores
+    from pathprune.scoring.statistics import ActivationStatistics
+
+_BUILT_IN = (
+    "pathprune.scoring.path_criteria",
+    "pathprune.scoring.plain_criteria",
+    "pathprune.scoring.surgeon_criteria",
+    "pathprune.scoring.torch_pruning_criteria",
+    "pathprune.scoring.yardsticks",
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,7 @@ class Criterion(RegisteredConfig):
 _CRITERIA: Registry[Criterion] = Registry(
     "criterion",
     Criterion,  # type: ignore[type-abstract]  # the base class, which is never instantiated itself
+    built_in=_BUILT_IN,
     entry_point_group="pathprune.criteria",
 )
 
@@ -82,6 +93,8 @@ def score(context: ScoringContext, *, criterion: str | Mapping[str, Any] | Crite
 
     Raises ValueError if the criterion or its options are unknown, or if the context lacks an input of the criterion.
     """
+    from pathprune.scoring.scores import validate_scores
+
     criterion = parse_criterion(criterion)
     sites = context.adapted.sites
     if criterion.needs_mining is not None and criterion.needs_mining not in context.mined:

@@ -5,47 +5,25 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from pathprune.mining.quadrature import build_quadrature
 from pathprune.models.adapt import evaluating
 from pathprune.models.linear import exact_weight
 from pathprune.models.seam import AdaptedModel
-from pathprune.scoring.batches import Batches, take_images
-from pathprune.scoring.criteria import ScoringContext, register
-from pathprune.scoring.scores import Scores
+from pathprune.scoring.batches import Batches
 from pathprune.scoring.sensitivity import compute_second_moment, draw_directions, record_output_gradients
-from pathprune.scoring.surgeon import BrainSurgeon, score_by_removal
 
 
-@register("path-obs")
-class PathSurgeon(BrainSurgeon):
-    """Optimal brain surgeon with errors weighed by their effect on the model's answer along the layer's path.
-
-    As `obs`, but the neuron of least `w_jᵀ G w_j / [Σ⁻¹]_jj` is removed. G is the second moment of the answer's
-    gradient at the MLP's output, integrated along the path on which all neurons of the layer are scaled from zero to
-    their values at every token: layer-progressive location with the whole layer as candidates (arXiv 2503.09046). The
-    answer is a random direction of the logits for each image, so no labels are needed.
-    """
-
-    nodes: int = Field(3, ge=1, description="Gauss–Legendre nodes of the integral along the path.")
-    num_images: int = Field(
-        200,
-        ge=1,
-        description="First calibration images, which the integral is averaged over. Each costs about 1.5 · nodes "
-        "forward passes per block.",
-    )
-
-    def __call__(self, context: ScoringContext) -> Scores:
-        batches = take_images(context.batches, self.num_images)
-        sensitivity = measure_path_sensitivity(context.adapted, batches, nodes=self.nodes, seed=context.seed)
-        weights = {}
-        for site in context.adapted.sites:
-            values_D, vectors_DD = torch.linalg.eigh(sensitivity[site.name])
-            root_DD = values_D.clamp(min=0).sqrt()[:, None] * vectors_DD.T  # rootᵀ root = G
-            weights[site.name] = root_DD @ exact_weight(site.down)
-        return score_by_removal(context, weights=weights, ridge=self.ridge)
+def weigh_by_paths(adapted: AdaptedModel, batches: Batches, *, nodes: int, seed: int) -> dict[str, Tensor]:
+    """Return, by site, `√G W2` `[D, W]`: the columns of `down` in the metric of the path sensitivity `G`."""
+    sensitivity = measure_path_sensitivity(adapted, batches, nodes=nodes, seed=seed)
+    weights = {}
+    for site in adapted.sites:
+        values_D, vectors_DD = torch.linalg.eigh(sensitivity[site.name])
+        root_DD = values_D.clamp(min=0).sqrt()[:, None] * vectors_DD.T  # rootᵀ root = G
+        weights[site.name] = root_DD @ exact_weight(site.down)
+    return weights
 
 
 def measure_path_sensitivity(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
-from pathprune.models.linear import exact_weight
 from pathprune.scoring.criteria import Criterion, ScoringContext, register
-from pathprune.scoring.scores import Scores
+
+if TYPE_CHECKING:
+    from pathprune.scoring.scores import Scores
 
 
 @register("variance")
@@ -30,6 +29,8 @@ class VarianceWeighted(Variance):
     """Variance that the neuron adds to the MLP's output: its activation's variance times its column's squared norm."""
 
     def __call__(self, context: ScoringContext) -> Scores:
+        from pathprune.models.linear import exact_weight
+
         variance = super().__call__(context)
         return {
             site.name: variance[site.name] * exact_weight(site.down).square().sum(0) for site in context.adapted.sites
@@ -41,6 +42,8 @@ class Random(Criterion):
     """Uniform random scores from the recipe's seed, the same on every device: the baseline to beat."""
 
     def __call__(self, context: ScoringContext) -> Scores:
+        import torch
+
         generator = torch.Generator().manual_seed(context.seed)
         return {
             site.name: torch.rand(site.width, generator=generator, dtype=torch.float64)

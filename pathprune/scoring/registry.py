@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
+from functools import cache
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -47,19 +49,27 @@ class RegisteredConfig(BaseModel):
     def identity(self) -> dict[str, Any]:
         """Return everything that decides what the step computes, as plain data: `spec`, and a hash of its code.
 
-        The code is the source of the modules that define the class and its bases. A class without source, such as one
-        defined in an interpreter, is identified by its bytecode.
+        The code is the source of the packages that define the class and its bases, or of their modules where these are
+        in no package. A class without source, such as one defined in an interpreter, is identified by its bytecode.
         """
         return {**self.spec(), "code": self.code_hash}
 
 
 def _read_code(cls: type) -> bytes:
-    """Return the source of the module that defines `cls`, or the bytecode of its methods where there is no source."""
+    """Return the source of the package or module that defines `cls`, or the bytecode of its methods without source."""
     try:
-        return Path(inspect.getfile(cls)).read_bytes()
+        return _read_sources(Path(inspect.getfile(cls)), is_package="." in cls.__module__)
     except (OSError, TypeError):
         functions = [value for value in vars(cls).values() if inspect.isfunction(value)]
         return b"".join(function.__code__.co_code for function in functions)
+
+
+@cache
+def _read_sources(file: Path, *, is_package: bool) -> bytes:
+    """Return the content of a module's file, or of all modules in its folder: the class may call any of them."""
+    if is_package or file.name == "__init__.py":
+        return b"".join(module.read_bytes() for module in sorted(file.parent.glob("*.py")))
+    return file.read_bytes()
 
 
 T = TypeVar("T", bound=RegisteredConfig)
@@ -69,12 +79,16 @@ C = TypeVar("C", bound=RegisteredConfig)
 class Registry(Generic[T]):
     """Subclasses of `base` by name; third parties add theirs through an entry-point group.
 
-    An entry point `name = "module:Class"` is imported when its name is first asked for. A name belongs to one class.
+    `built_in` names the modules that register the package's own classes; they are imported with the first look-up. An
+    entry point `name = "module:Class"` is imported when its name is first asked for. A name belongs to one class.
     """
 
-    def __init__(self, kind: str, base: type[T], *, entry_point_group: str | None = None) -> None:
+    def __init__(
+        self, kind: str, base: type[T], *, built_in: Sequence[str] = (), entry_point_group: str | None = None
+    ) -> None:
         self._kind = kind
         self._base = base
+        self._built_in = built_in
         self._group = entry_point_group
         self._classes: dict[str, type[T]] = {}
 
@@ -89,10 +103,12 @@ class Registry(Generic[T]):
 
     def list_names(self) -> tuple[str, ...]:
         """Return all names, sorted, without importing any entry point."""
+        self._import_built_in()
         return tuple(sorted({*self._classes, *self._find_entry_points()}))
 
     def get(self, name: str) -> type[T]:
         """Return the class called `name`; raises ValueError that suggests the closest name."""
+        self._import_built_in()
         points = self._find_entry_points()
         if name in points:
             self._load(points[name])
@@ -143,6 +159,10 @@ class Registry(Generic[T]):
             )
         cls.name = name
         self._classes[name] = cls
+
+    def _import_built_in(self) -> None:
+        for module in self._built_in:
+            import_module(module)
 
     def _find_entry_points(self) -> dict[str, EntryPoint]:
         points: dict[str, EntryPoint] = {}

@@ -1,4 +1,4 @@
-"""Sensitivity of the model's answer to each MLP output, and the criterion that weighs variances by it."""
+"""Sensitivity of the model's answer to each MLP output, and scores that weigh variances by it."""
 
 # B images, T tokens, D hidden dimension of the residual stream, W neurons of a site, K logits
 
@@ -6,10 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from pathprune.models.adapt import evaluating
@@ -17,39 +15,20 @@ from pathprune.models.hooks import attach_hooks
 from pathprune.models.linear import exact_weight
 from pathprune.models.seam import AdaptedModel, NeuronSite
 from pathprune.scoring.batches import Batches
-from pathprune.scoring.criteria import Criterion, ScoringContext, register
+from pathprune.scoring.criteria import ScoringContext
 from pathprune.scoring.scores import Scores
 
 
-@register("output-sensitivity")
-class OutputSensitivity(Criterion):
-    """Second-order change of the logits, Kronecker-factored: `var_j · w_jᵀ G w_j`.
-
-    The variance of the neuron's activation, weighed by the sensitivity of the model's answer to `w_j`, the neuron's
-    column of `down`. G is the second moment of gradients of random logit directions at the MLP's output. Scores are on
-    each block's own scale, so combine `prune.scope: global` with `prune.normalize: mean`.
-    """
-
-    needs_statistics: ClassVar[bool] = True
-
-    directions: int = Field(
-        1,
-        ge=1,
-        description="Random logit directions per image. More directions smooth the estimate from few images and cost "
-        "a backward pass each.",
-    )
-
-    def __call__(self, context: ScoringContext) -> Scores:
-        assert context.statistics is not None, "score() checks the inputs of a criterion"
-        sensitivity = measure_output_sensitivity(
-            context.adapted, context.batches, directions=self.directions, seed=context.seed
-        )
-        scores = {}
-        for site in context.adapted.sites:
-            weight_DW = exact_weight(site.down)
-            sensitivity_W = (weight_DW * (sensitivity[site.name] @ weight_DW)).sum(0)
-            scores[site.name] = context.statistics.sites[site.name].variance * sensitivity_W
-        return scores
+def score_by_sensitivity(context: ScoringContext, *, directions: int) -> Scores:
+    """Return `var_j · w_jᵀ G w_j` for every neuron, with `G` of `measure_output_sensitivity`."""
+    assert context.statistics is not None, "score() checks the inputs of a criterion"
+    sensitivity = measure_output_sensitivity(context.adapted, context.batches, directions=directions, seed=context.seed)
+    scores = {}
+    for site in context.adapted.sites:
+        weight_DW = exact_weight(site.down)
+        sensitivity_W = (weight_DW * (sensitivity[site.name] @ weight_DW)).sum(0)
+        scores[site.name] = context.statistics.sites[site.name].variance * sensitivity_W
+    return scores
 
 
 def measure_output_sensitivity(

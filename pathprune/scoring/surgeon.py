@@ -6,42 +6,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from pathprune.models.linear import exact_weight
-from pathprune.scoring.criteria import Criterion, ScoringContext, register
+from pathprune.scoring.criteria import ScoringContext
 from pathprune.scoring.scores import Scores
-
-
-@register("obs")
-class BrainSurgeon(Criterion):
-    """Optimal brain surgeon: greedy removal of neurons, with an update of the other weights after each.
-
-    The neuron of least `‖W2[:, j]‖² / [Σ⁻¹]_jj` is removed, the other neurons take over as much of its contribution as
-    they can, and so on. The score of a neuron is the error that its removal adds to the MLP's output, raised where
-    needed so that scores follow the order of removal. Follows DVBP + OB²C (arXiv 2608.17657), after OBS (Hassibi 1993).
-    All updates together are the weight change of the compensation `least-squares`, which completes the method.
-
-    Takes O(W³) per site: a few times as long as the inverse of Σ.
-    """
-
-    needs_statistics: ClassVar[bool] = True
-    needs_covariance: ClassVar[bool] = True
-
-    ridge: float = Field(
-        1e-3,
-        gt=0,
-        allow_inf_nan=False,
-        description="Ridge added to the diagonal of the covariance Σ, relative to the mean of the diagonal.",
-    )
-
-    def __call__(self, context: ScoringContext) -> Scores:
-        weights = {site.name: exact_weight(site.down) for site in context.adapted.sites}
-        return score_by_removal(context, weights=weights, ridge=self.ridge)
 
 
 def score_by_removal(context: ScoringContext, *, weights: Mapping[str, Tensor], ridge: float) -> Scores:

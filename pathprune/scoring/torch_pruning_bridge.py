@@ -1,4 +1,4 @@
-"""torch-pruning's importances as criteria, and scores as a torch-pruning importance.
+"""Scores by torch-pruning's importances, and scores as a torch-pruning importance.
 
 torch-pruning scores a *group*: all layers that a neuron reaches into. In a plain MLP these are the neuron's row of
 `fc1` and its column of `fc2`, averaged (`group_reduction="mean"`). Normalisation per group is off (`normalizer=None`),
@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch_pruning as tp
-from pydantic import Field
 from torch import Tensor
 
 from pathprune.models.graph import TracedMlp, trace_mlp
 from pathprune.models.seam import AdaptedModel
 from pathprune.scoring.batches import Batches
-from pathprune.scoring.criteria import Criterion, ScoringContext, register
 from pathprune.scoring.gradients import compute_weight_gradients
 from pathprune.scoring.scores import Scores, validate_scores
 
@@ -92,71 +90,3 @@ class ScoresImportance(tp.importance.Importance):  # type: ignore[misc]  # torch
                 column_of = dict(zip(item.root_idxs, item.idxs, strict=True))
                 return scores[torch.tensor([column_of[root] for root in group[0].root_idxs])]
         return None
-
-
-@register("magnitude-l1")
-class MagnitudeL1(Criterion):
-    """Mean of the l1 norms of the neuron's `fc1` row and `fc2` column."""
-
-    def __call__(self, context: ScoringContext) -> Scores:
-        return score_importance(
-            context.adapted, importance=tp.importance.MagnitudeImportance(p=1, group_reduction="mean", normalizer=None)
-        )
-
-
-@register("magnitude-l2")
-class MagnitudeL2(Criterion):
-    """Mean of the squared l2 norms of the neuron's `fc1` row and `fc2` column."""
-
-    def __call__(self, context: ScoringContext) -> Scores:
-        return score_importance(
-            context.adapted, importance=tp.importance.MagnitudeImportance(p=2, group_reduction="mean", normalizer=None)
-        )
-
-
-@register("lamp")
-class Lamp(Criterion):
-    """LAMP (arXiv 2010.07611): squared magnitude over the sum of all squared magnitudes in the block no smaller."""
-
-    def __call__(self, context: ScoringContext) -> Scores:
-        return score_importance(context.adapted, importance=tp.importance.LAMPImportance(p=2, group_reduction="mean"))
-
-
-@register("fpgm")
-class Fpgm(Criterion):
-    """FPGM (arXiv 1811.00250): summed distance to the block's other neurons; the most replaceable neuron scores lowest.
-
-    torch-pruning measures the distance between squared weights.
-    """
-
-    def __call__(self, context: ScoringContext) -> Scores:
-        return score_importance(
-            context.adapted, importance=tp.importance.FPGMImportance(p=2, group_reduction="mean", normalizer=None)
-        )
-
-
-@register("taylor")
-class Taylor(Criterion):
-    """First-order change of the loss (Molchanov et al., CVPR 2019): `|w · dL/dw|` summed over the neuron's weights."""
-
-    needs_labels: ClassVar[bool] = True
-    multivariable: bool = Field(
-        False, description="Take the absolute value of the sum instead of the sum of the absolute values."
-    )
-
-    def __call__(self, context: ScoringContext) -> Scores:
-        importance = tp.importance.TaylorImportance(
-            group_reduction="mean", normalizer=None, multivariable=self.multivariable
-        )
-        return score_gradient_importance(context.adapted, context.batches, importance=importance, is_squared=False)
-
-
-@register("hessian")
-class Hessian(Criterion):
-    """Optimal brain damage with an empirical Fisher diagonal: `w² · E[(dL/dw)²]` summed over the neuron's weights."""
-
-    needs_labels: ClassVar[bool] = True
-
-    def __call__(self, context: ScoringContext) -> Scores:
-        importance = tp.importance.HessianImportance(group_reduction="mean", normalizer=None)
-        return score_gradient_importance(context.adapted, context.batches, importance=importance, is_squared=True)

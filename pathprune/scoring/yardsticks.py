@@ -1,22 +1,22 @@
 """Published one-shot criteria to compare path guidance with.
 
-Other published criteria are elsewhere: `variance` (arXiv 2507.12988) in `plain_criteria`, `obs` in `surgeon`, and
-torch-pruning's importances in `torch_pruning_bridge`.
+Other published criteria are elsewhere: `variance` (arXiv 2507.12988) in `plain_criteria`, `obs` in `surgeon_criteria`,
+and torch-pruning's importances in `torch_pruning_criteria`.
 """
 
 # W neurons of a site
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
-
-from pathprune.models.linear import exact_weight
-from pathprune.models.seam import NeuronSite
 from pathprune.scoring.criteria import Criterion, ScoringContext, register
-from pathprune.scoring.gradients import compute_weight_gradients
-from pathprune.scoring.scores import Scores
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pathprune.models.seam import NeuronSite
+    from pathprune.scoring.scores import Scores
 
 
 @register("energy")
@@ -44,6 +44,8 @@ class Wanda(Criterion):
     needs_statistics: ClassVar[bool] = True
 
     def __call__(self, context: ScoringContext) -> Scores:
+        from pathprune.models.linear import exact_weight
+
         return {
             site.name: _compute_energy(context, site).sqrt() * exact_weight(site.down).abs().sum(0)
             for site in context.adapted.sites
@@ -62,6 +64,8 @@ class Snip(Criterion):
     needs_labels: ClassVar[bool] = True
 
     def __call__(self, context: ScoringContext) -> Scores:
+        from pathprune.scoring.gradients import compute_weight_gradients
+
         layers = {site.name: site.down for site in context.adapted.sites}
         gradients = compute_weight_gradients(context.adapted, context.batches, layers=list(layers.values()))
         return {

@@ -9,10 +9,10 @@ from pathprune.pruning.allocation import (
     Ladder,
     build_uniform_ladder,
     build_value_ladder,
-    list_allowed_widths,
     value_steps_by_damage,
     value_steps_by_score,
 )
+from pathprune.pruning.rules import list_allowed_widths
 
 
 def list_widths(ladder: Ladder) -> list[tuple[int, ...]]:

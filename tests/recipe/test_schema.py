@@ -12,8 +12,7 @@ import pytest
 import yaml
 from jsonschema import Draft7Validator
 
-from pathprune.mining.locate import METHODS
-from pathprune.mining.quadrature import RULES
+from pathprune.mining import METHODS, RULES
 from pathprune.recipe import Recipe, RecipeError, copy_recipe, load_recipe, parse_recipe, read_summary, shipped_recipes
 from pathprune.recipe.generate import generated_files
 from pathprune.recipe.schema import recipe_schema
