@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ from pathprune.models.adapt import evaluating
 from pathprune.models.linear import exact_weight
 from pathprune.models.seam import AdaptedModel
 from pathprune.scoring.batches import Batches
-from pathprune.scoring.sensitivity import compute_second_moment, draw_directions, record_output_gradients
+from pathprune.scoring.sensitivity import SensitivitySums, draw_directions, record_output_gradients
 
 
 def weigh_by_paths(adapted: AdaptedModel, batches: Batches, *, nodes: int, seed: int) -> dict[str, Tensor]:
@@ -34,27 +36,17 @@ def measure_path_sensitivity(
     The gradient is that of a random centred direction of the logits, as in `measure_output_sensitivity`. It is averaged
     over α in [0, 1] (Gauss–Legendre), with the block's hidden activations at α times their value. This average times
     the layer's contribution is the change of the answer when the layer is removed; the gradient at α = 1 alone is not.
-    Gradients are scaled per image as in `measure_output_sensitivity`. float64 on the CPU.
+    G is averaged over images as `SensitivitySums` describes. float64 on the CPU.
 
     Raises ValueError if there are no images.
     """
-    generator = torch.Generator().manual_seed(seed)
-    parameter = next(adapted.model.parameters())
-    totals = {site.name: torch.zeros((), dtype=torch.float64) for site in adapted.sites}
-    num_images = 0
+    generator, sums = torch.Generator().manual_seed(seed), SensitivitySums()
     for images, _ in batches:
-        num_images += len(images)
         answer = _RandomAnswer(generator)  # the same for all blocks and nodes
-        with evaluating(adapted.model), torch.no_grad():
-            h_BTD = adapted.stem(images.to(parameter))
-            for index, site in enumerate(adapted.sites):
-                m_BTD, u_BTW = adapted.open_block(index, h_BTD)
-                integral_BTD = _integrate_gradient(adapted, index, m_BTD, u_BTW, answer=answer, nodes=nodes)
-                totals[site.name] = totals[site.name] + compute_second_moment(integral_BTD)
-                h_BTD = adapted.close_block(index, m_BTD, u_BTW)
-    if num_images == 0:
+        sums.add(_integrate_gradients(adapted, images, answer=answer, nodes=nodes))
+    if sums.num_gradients == 0:
         raise ValueError("path sensitivity needs at least one image, but there are no calibration batches; pass images")
-    return {name: total / num_images for name, total in totals.items()}
+    return sums.average()
 
 
 class _RandomAnswer:
@@ -67,8 +59,21 @@ class _RandomAnswer:
     def __call__(self, logits_BK: Tensor) -> Tensor:
         """Return the sum over images of the logits along each image's direction."""
         if self._direction_BK is None:
-            self._direction_BK = draw_directions(logits_BK, self._generator)
+            (self._direction_BK,) = draw_directions(logits_BK, self._generator)
         return (logits_BK * self._direction_BK).sum()
+
+
+@torch.no_grad()
+def _integrate_gradients(
+    adapted: AdaptedModel, images: Tensor, *, answer: _RandomAnswer, nodes: int
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the name of every site in order, and the answer's gradient at its output, averaged over α: `[B, T, D]`."""
+    with evaluating(adapted.model):
+        h_BTD = adapted.stem(images.to(next(adapted.model.parameters())))
+        for index, site in enumerate(adapted.sites):
+            m_BTD, u_BTW = adapted.open_block(index, h_BTD)
+            yield site.name, _integrate_gradient(adapted, index, m_BTD, u_BTW, answer=answer, nodes=nodes)
+            h_BTD = adapted.close_block(index, m_BTD, u_BTW)
 
 
 def _integrate_gradient(

@@ -1,6 +1,6 @@
 """Sensitivity of the model's answer to each MLP output, and scores that weigh variances by it."""
 
-# B images, T tokens, D hidden dimension of the residual stream, W neurons of a site, K logits
+# B images, T tokens, R tokens of all images, D hidden dimension of the residual stream, W neurons of a site, K logits
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def measure_output_sensitivity(
 ) -> dict[str, Tensor]:
     """Return, by site, the second moment `G` `[D, D]` of gradients of random logit directions at the output of `down`.
 
-    Directions are centred, because adding a constant to all logits changes no answer. Gradients are scaled per image to
-    a mean squared norm of 1 over the tokens, so that no image dominates. Labels are not used. float64 on the CPU.
+    Directions are centred, because adding a constant to all logits changes no answer. G is averaged over images as
+    `SensitivitySums` describes. Labels are not used. float64 on the CPU.
 
     Raises ValueError if there are no images or fewer than two classes.
     """
@@ -46,28 +46,54 @@ def measure_output_sensitivity(
             f"output sensitivity compares logits, but the model has {adapted.num_classes} classes; use a model with at "
             "least two, or another criterion"
         )
-    generator = torch.Generator().manual_seed(seed)
-    totals = {site.name: torch.zeros((), dtype=torch.float64) for site in adapted.sites}
-    num_images = 0
+    generator, sums = torch.Generator().manual_seed(seed), SensitivitySums()
     for images, _ in batches:
-        num_images += len(images)
         for gradients in _compute_direction_gradients(adapted, images, directions=directions, generator=generator):
-            for name, gradient_BTD in gradients.items():
-                totals[name] = totals[name] + compute_second_moment(gradient_BTD)
-    if num_images == 0:
+            sums.add(gradients.items())
+    if sums.num_gradients == 0:
         raise ValueError("output sensitivity needs at least one image, but there are no calibration batches")
-    return {name: total / (num_images * directions) for name, total in totals.items()}
+    return sums.average()
 
 
-def compute_second_moment(gradient_BTD: Tensor) -> Tensor:
-    """Return the second moment over tokens, summed over images, in float64 on the CPU: `[D, D]`.
+class SensitivitySums:
+    """Sums of gradients at the sites' outputs: second moments that no image dominates, and shares of the energy.
 
-    The moment of each image is scaled to a trace of 1; it is 0 if the image has no gradient.
+    The second moment of an image's gradient over its tokens is scaled to a trace of 1. A site's energy is the squared
+    norm of the gradient at its output, summed over tokens. The average of a site is its mean second moment times its
+    mean share of the energy of all sites, so that sites compare and the traces of all sites sum to 1. An image without
+    any gradient counts as zero.
     """
-    gradient_BTD = gradient_BTD.cpu().to(torch.float64)
-    energy_B11 = gradient_BTD.square().sum(-1).mean(1)[:, None, None]
-    scaled_BTD = torch.where(energy_B11 > 0, gradient_BTD / energy_B11.sqrt(), 0.0)
-    return torch.einsum("btd,bte->de", scaled_BTD, scaled_BTD) / gradient_BTD.shape[1]
+
+    def __init__(self) -> None:
+        self.num_gradients = 0
+        self._moments: dict[str, Tensor] = {}
+        self._shares: dict[str, Tensor] = {}
+
+    def add(self, gradients: Iterable[tuple[str, Tensor]]) -> None:
+        """Add the gradient `[B, T, D]` of a batch at every site, given as pairs of site name and gradient."""
+        energies = {}
+        for name, gradient_BTD in gradients:
+            exact_BTD = gradient_BTD.cpu().to(torch.float64)
+            energy_B = exact_BTD.square().sum((1, 2))
+            scaled_BTD = torch.where(energy_B[:, None, None] > 0, exact_BTD / energy_B.sqrt()[:, None, None], 0.0)
+            scaled_RD = scaled_BTD.flatten(0, 1)
+            _add(self._moments, name, scaled_RD.T @ scaled_RD)
+            energies[name] = energy_B
+        total_B = torch.stack(list(energies.values())).sum(0)
+        for name, energy_B in energies.items():
+            _add(self._shares, name, torch.where(total_B > 0, energy_B / total_B, 0.0).sum())
+        self.num_gradients += len(total_B)
+
+    def average(self) -> dict[str, Tensor]:
+        """Return the average of every site, `[D, D]` in float64 on the CPU."""
+        return {
+            name: (moment_DD * (self._shares[name] / self.num_gradients**2)).cpu()
+            for name, moment_DD in self._moments.items()
+        }
+
+
+def _add(totals: dict[str, Tensor], name: str, value: Tensor) -> None:
+    totals[name] = totals[name] + value if name in totals else value
 
 
 def compute_token_weights(adapted: AdaptedModel, batches: Batches, *, seed: int = 0) -> list[dict[str, Tensor]]:
@@ -101,19 +127,19 @@ def _compute_direction_gradients(
     with evaluating(adapted.model), torch.enable_grad(), record_output_gradients(adapted.sites) as gradients:
         # parameters take no gradients here; images that require them keep the graph
         logits_BK = adapted.model(images.detach().to(parameter, copy=True).requires_grad_())
-        for num_left in reversed(range(directions)):
-            direction_BK = draw_directions(logits_BK, generator)
-            torch.autograd.backward((logits_BK * direction_BK).sum(), retain_graph=num_left > 0)
+        drawn = draw_directions(logits_BK, generator, number=directions)
+        for index, direction_BK in enumerate(drawn, start=1):
+            torch.autograd.backward((logits_BK * direction_BK).sum(), retain_graph=index < directions)
             by_direction.append(dict(gradients))
     return by_direction
 
 
-def draw_directions(logits_BK: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw a random direction of the logits for every image, centred if there are several logits: `[B, K]`."""
-    # image by image, so that the batch size does not matter
-    rows = [torch.randn(logits_BK.shape[1], generator=generator) for _ in logits_BK]
-    direction_BK = torch.stack(rows).to(logits_BK)
-    return direction_BK - direction_BK.mean(1, keepdim=True) if logits_BK.shape[1] > 1 else direction_BK
+def draw_directions(logits_BK: Tensor, generator: torch.Generator, *, number: int = 1) -> list[Tensor]:
+    """Draw `number` random directions of the logits for every image, centred if there are several logits: `[B, K]`."""
+    # image by image, all directions of an image at once, so that the batch size does not matter
+    images = [[torch.randn(logits_BK.shape[1], generator=generator) for _ in range(number)] for _ in logits_BK]
+    directions = [torch.stack(rows).to(logits_BK) for rows in zip(*images, strict=True)]
+    return [each - each.mean(1, keepdim=True) if each.shape[1] > 1 else each for each in directions]
 
 
 @contextmanager

@@ -75,8 +75,7 @@ class OutputSensitivity(Criterion):
     """Second-order change of the logits, Kronecker-factored: `var_j · w_jᵀ G w_j`.
 
     The variance of the neuron's activation, weighed by the sensitivity of the model's answer to `w_j`, the neuron's
-    column of `down`. G is the second moment of gradients of random logit directions at the MLP's output. Scores are on
-    each block's own scale, so combine `prune.scope: global` with `prune.normalize: mean`.
+    column of `down`. G is the second moment of gradients of random logit directions at the MLP's output.
     """
 
     needs_statistics: ClassVar[bool] = True
